@@ -1,0 +1,1 @@
+"""Generators, the embedded server, the demonstration and the benchmark."""

@@ -1,0 +1,253 @@
+"""The command line: it reads arguments, calls the stages and answers with an exit code."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import click
+from click.core import ParameterSource
+
+from migrator import __version__
+from migrator.clients import Client, discover_clients, parse_url, select_clients
+from migrator.errors import ConfigurationError, MigratorError
+from migrator.job import JobOptions, Watch, migrate_client, verify_client
+from migrator.load import LoadOptions
+from migrator.logs import configure_logs, get_logger
+from migrator.plan import Orphans
+from migrator.progress import ProgressBars, ProgressEvents
+from migrator.report import Report, choose_exit_code, make_console, print_reports, read_latest
+from migrator.settings import Settings, load_settings
+
+Command = Callable[..., Any]
+
+
+def _catch(command: Command) -> Command:
+    """Turns the project's errors into one line and an exit code."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except MigratorError as error:
+            get_logger().error("job_failed", error=str(error))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            get_logger().error(
+                "job_interrupted", error="interrupted; nothing was committed for the client in hand"
+            )
+            sys.exit(130)
+
+    return wrapped
+
+
+def _client_options(command: Command) -> Command:
+    for option in (
+        click.option("--client", "ids", multiple=True, metavar="ID", help="A client; may be repeated."),
+        click.option("--all", "everyone", is_flag=True, help="All clients found in CLIENTS_DIR."),
+    ):
+        command = option(command)
+    return command
+
+
+def _source_options(command: Command) -> Command:
+    for option in (
+        click.option(
+            "--sqlite-path",
+            type=click.Path(path_type=Path),
+            help="Any one SQLite file instead of a client's.",
+        ),
+        click.option(
+            "--postgres-url",
+            envvar="POSTGRES_URL",
+            help="Where it goes; the password comes from PGPASSWORD or PGPASSFILE.",
+        ),
+        click.option(
+            "--time-zone", default="UTC", show_default=True, help="The zone of moments without an offset."
+        ),
+        click.option(
+            "--connect-timeout",
+            type=click.FloatRange(min=0),
+            default=60.0,
+            show_default=True,
+            help="Seconds to wait for the server.",
+        ),
+        click.option(
+            "--source-timeout",
+            type=click.FloatRange(min=0),
+            default=30.0,
+            show_default=True,
+            help="Seconds to wait for a locked SQLite file.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="migrator")
+@click.option("-v", "--verbose", is_flag=True, help="Log debug events too.")
+def main(verbose: bool) -> None:
+    """Moves SQLite databases into PostgreSQL, one commit per client, and proves that no row was lost."""
+    configure_logs(verbose=verbose)
+
+
+@main.command()
+@_client_options
+@_source_options
+@click.option("--dry-run", is_flag=True, help="Load and check everything, then roll it back.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Rows in one COPY."
+)
+@click.option(
+    "--orphans",
+    type=click.Choice([str(o) for o in Orphans]),
+    default="keep",
+    show_default=True,
+    help="Rows whose foreign key points nowhere.",
+)
+@click.option(
+    "--max-rejected", type=click.IntRange(min=0), help="Fail the client above this many rejected rows."
+)
+@click.option(
+    "--widen-above",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Share of unfit values above which a new column gets a wider type.",
+)
+@click.option("--add-columns", is_flag=True, help="Add columns that an existing table lacks.")
+@click.option(
+    "--lock-timeout",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds to wait for another run on the same client.",
+)
+@_catch
+def migrate(dry_run: bool, add_columns: bool, lock_timeout: float, **arguments: Any) -> None:
+    """Load clients into PostgreSQL, verify them and commit."""
+    settings = load_settings()
+    clients = _choose_clients(settings, arguments)
+    options = _make_options(
+        settings, arguments, dry_run=dry_run, add_columns=add_columns, lock_timeout=lock_timeout
+    )
+    _run_clients(clients, options, migrate_client)
+
+
+@main.command()
+@_client_options
+@_source_options
+@_catch
+def verify(**arguments: Any) -> None:
+    """Compare clients with PostgreSQL as both are now; nothing is changed."""
+    settings = load_settings()
+    clients = _choose_clients(settings, arguments)
+    _run_clients(clients, _make_options(settings, arguments), verify_client)
+
+
+@main.command()
+@_client_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as it is stored.")
+@_catch
+def report(ids: Sequence[str], everyone: bool, as_json: bool) -> None:
+    """Show the latest report of clients."""
+    settings = load_settings()
+    if not ids and not everyone:
+        raise ConfigurationError("name a client with --client ID, or --all")
+    chosen = list(ids) or discover_clients(settings)
+    reports = [read_latest(settings.reports_dir, client) for client in chosen]
+    if as_json:
+        for found in reports:
+            click.echo(found.model_dump_json(indent=2))
+    else:
+        print_reports(reports, make_console(), tables=True)
+        _print_notes(reports)
+    sys.exit(choose_exit_code(found.exit_code for found in reports))
+
+
+def _print_notes(reports: Sequence[Report]) -> None:
+    for found in reports:
+        for note in found.notes:
+            click.echo(f"{found.client}: {note}")
+
+
+def _choose_clients(settings: Settings, arguments: dict[str, Any]) -> list[Client]:
+    path, url = arguments["sqlite_path"], arguments["postgres_url"]
+    ids, everyone = arguments["ids"], arguments["everyone"]
+    if path is not None:
+        if ids or everyone:
+            raise ConfigurationError("--sqlite-path takes the place of --client and --all; give one of them")
+        if url is None:
+            raise ConfigurationError(
+                "--sqlite-path needs --postgres-url postgresql://role@host/database, or POSTGRES_URL"
+            )
+        source = click.get_current_context().get_parameter_source("postgres_url")
+        database = parse_url(url, from_argument=source is ParameterSource.COMMANDLINE)
+        if not path.is_file():
+            raise ConfigurationError(f"{path} does not exist")
+        return [Client(id=path.stem, sqlite_path=path, database=database)]
+    if ids and everyone:
+        raise ConfigurationError("--client and --all exclude each other")
+    if not ids and not everyone:
+        raise ConfigurationError(
+            "name a client with --client ID, or --all, or give --sqlite-path and --postgres-url"
+        )
+    return select_clients(settings, ids or discover_clients(settings))
+
+
+def _make_options(
+    settings: Settings,
+    arguments: dict[str, Any],
+    *,
+    dry_run: bool = False,
+    add_columns: bool = False,
+    lock_timeout: float = 10.0,
+) -> JobOptions:
+    try:
+        # Python's own UTC is the one that the verification has a short way for.
+        zone = UTC if arguments["time_zone"].upper() == "UTC" else ZoneInfo(arguments["time_zone"])
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigurationError(
+            f"--time-zone {arguments['time_zone']} is no zone; take one such as Europe/Moscow"
+        ) from None
+    load = LoadOptions(
+        zone=zone,
+        batch_size=arguments.get("batch_size", 10_000),
+        widen_above=arguments.get("widen_above", 0.05),
+        max_rejected=arguments.get("max_rejected"),
+        orphans=Orphans(arguments.get("orphans", "keep")),
+    )
+    return JobOptions(
+        load=load,
+        work_dir=settings.backups_dir / ".work",
+        reports_dir=settings.reports_dir,
+        dry_run=dry_run,
+        add_columns=add_columns,
+        lock_timeout=lock_timeout,
+        connect_timeout=arguments["connect_timeout"],
+        source_timeout=arguments["source_timeout"],
+    )
+
+
+def _run_clients(clients: Sequence[Client], options: JobOptions, command: Callable[..., Any]) -> None:
+    console = make_console()
+    watch: AbstractContextManager[Watch] = (
+        ProgressBars(console) if console.is_terminal else nullcontext(ProgressEvents())
+    )
+
+    async def run_all() -> list[Report]:
+        with watch as watching:
+            return [await command(client, options, watching) for client in clients]
+
+    reports = asyncio.run(run_all())
+    code = choose_exit_code(found.exit_code for found in reports)
+    if console.is_terminal:
+        print_reports(reports, console)
+    get_logger().info("job_finished", clients=len(reports), exit_code=int(code))
+    sys.exit(int(code))

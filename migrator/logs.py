@@ -1,0 +1,41 @@
+"""Logging: one event name per fact, JSON lines for machines, readable lines on a terminal."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+Logger = Any
+
+
+def configure_logs(*, verbose: bool = False) -> None:
+    """Sends the log to stdout: JSON lines, or text where stdout is a terminal.
+
+    Args:
+        verbose: debug events too.
+    """
+    terminal = sys.stdout.isatty()
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if terminal:
+        shared.append(structlog.dev.ConsoleRenderer())
+    else:
+        shared += [
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(ensure_ascii=False, default=str),
+        ]
+    structlog.configure(
+        processors=shared,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger() -> Logger:
+    """Gives the logger; client and table are bound by whoever works on them."""
+    return structlog.get_logger()

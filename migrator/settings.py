@@ -1,0 +1,44 @@
+"""What the environment says: folders and the server, by the names in ``.env.example``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from migrator.errors import ConfigurationError
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """The job's settings; each field is read from the variable of the same name in upper case.
+
+    Nothing here has to be set for the usual case, in which the folders lie beside the compose file.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    clients_dir: Path = Path("clients")
+    reports_dir: Path = Path("reports")
+    backups_dir: Path = Path("backups")
+    secrets_dir: Path = Path("secrets/clients")
+    postgres_host: str = "127.0.0.1"
+    postgres_port: Port = 5432
+
+
+def load_settings() -> Settings:
+    """Reads the settings from the environment.
+
+    Raises:
+        ConfigurationError: a variable has a value that cannot be used; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
+        raise ConfigurationError(
+            f"{name}={first['input']!r} cannot be used: {first['msg']}. "
+            f"Set {name} in the environment or in .env."
+        ) from error
