@@ -1,0 +1,26 @@
+# Two targets: migrator (the one-shot job) and postgres (the server with its init SQL baked in).
+
+FROM python:3.13-slim AS build
+WORKDIR /build
+COPY requirements.lock .
+# The job needs no pip; what it imports is all that goes on to the next stage.
+RUN python3 -m venv /app \
+ && /app/bin/python -m pip install --no-cache-dir --no-compile --require-hashes --only-binary=:all: -r requirements.lock \
+ && /app/bin/python -m pip uninstall --yes pip
+COPY migrator /build/migrator
+RUN cp -r /build/migrator "$(/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/migrator" \
+ && /app/bin/python -m compileall -q /app/lib
+
+FROM python:3.13-slim AS migrator
+COPY --from=build /app /app
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    CLIENTS_DIR=/clients REPORTS_DIR=/reports BACKUPS_DIR=/backups SECRETS_DIR=/run/secrets/clients
+USER 10001:10001
+ENTRYPOINT ["/app/bin/python", "-m", "migrator"]
+CMD ["--help"]
+
+FROM postgres:16-alpine AS postgres
+COPY initdb/ /docker-entrypoint-initdb.d/
+COPY initdb/bin/entrypoint.sh initdb/bin/healthcheck.sh /usr/local/bin/
+ENTRYPOINT ["entrypoint.sh"]
+CMD ["postgres"]
