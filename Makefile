@@ -24,7 +24,7 @@ setup: .venv/installed ## make the virtual environment .venv
 demo: setup ## the whole job on this machine without Docker: samples, PostgreSQL, migration, report
 	@.venv/bin/python -m bench.demo
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff and mypy --strict
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy

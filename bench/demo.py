@@ -42,9 +42,18 @@ def main() -> int:
     adding_up = sum(table.adds_up for report in reports for table in report.tables)
     tables = sum(len(report.tables) for report in reports)
     console.print(f"\nRow accounting holds for {adding_up} of {tables} tables.", highlight=False)
-    console.print(f"Reports: {REPORTS}/<client>/latest.json; rejected rows: rejected.jsonl beside each run's report", highlight=False)
-    meaning = {ExitCode.OK: "all rows are in and verified", ExitCode.REJECTED_ROWS: "verified; some rows are quarantined"}
-    console.print(f"migrate --all ended with exit code {code}: {meaning.get(ExitCode(code), 'failed')}.", highlight=False)
+    console.print(
+        f"Reports: {REPORTS}/<client>/latest.json; rejected rows: rejected.jsonl beside each run's report",
+        highlight=False,
+    )
+    meaning = {
+        ExitCode.OK: "all rows are in and verified",
+        ExitCode.REJECTED_ROWS: "verified; some rows are quarantined",
+    }
+    console.print(
+        f"migrate --all ended with exit code {code}: {meaning.get(ExitCode(code), 'failed')}.",
+        highlight=False,
+    )
     return 0 if code in (ExitCode.OK, ExitCode.REJECTED_ROWS) else code
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ADMIN = "booking_admin"
 INITDB = Path(__file__).resolve().parent.parent / "initdb"
@@ -57,9 +58,7 @@ class EmbeddedServer:
         for name, value in self._list_settings().items():
             command += ["-c", f"{name}={value}"]
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self._user()
-            )
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self._user())
         self._await_start()
 
     def _list_settings(self) -> dict[str, str]:
@@ -73,7 +72,7 @@ class EmbeddedServer:
             **self._settings,
         }
 
-    def _user(self) -> dict[str, int]:
+    def _user(self) -> dict[str, Any]:
         if os.geteuid() != 0:
             return {}
         return {"user": _UNPRIVILEGED_UID, "group": _UNPRIVILEGED_UID}
@@ -178,7 +177,17 @@ class EmbeddedServer:
             "PGPORT": str(self.port),
             "PGCLIENTENCODING": "UTF8",
         }
-        command = [str(self._programs / "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-U", role, "-d", database, *arguments]
+        command = [
+            str(self._programs / "psql"),
+            "-XqAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            role,
+            "-d",
+            database,
+            *arguments,
+        ]
         return _run(command, env=environment)
 
     def run_sql(self, sql: str, *, database: str = "postgres", role: str = ADMIN, password: str | None = None) -> str:
@@ -212,8 +221,8 @@ def write_secrets(folder: Path, clients: Sequence[str]) -> None:
             path.write_text(secrets.token_urlsafe(24) + "\n")
 
 
-def _run(command: Sequence[str], **options: object) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+def _run(command: Sequence[str], **options: Any) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, **options)
     if done.returncode != 0:
         error = subprocess.CalledProcessError(done.returncode, command[0], done.stdout, done.stderr)
         error.add_note(str(done.stderr))

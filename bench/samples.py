@@ -19,7 +19,7 @@ _SERVICES = [
     ("Маникюр", "С покрытием «гель»", 90, "1500"),
     ("Massage", "Back & neck", 45, ""),
     ("Консультация", None, 30, "от 2 000 ₽"),
-    ("Colouring", "It's \"new\"", 120, None),
+    ("Colouring", 'It\'s "new"', 120, None),
 ]
 
 _TABLES = """
@@ -218,7 +218,10 @@ class _Writer:
         self._insert(
             "admins",
             "user_id, username, added_by, added_at, role",
-            [(person, self._chance.choice([*_NAMES, None]), None, self._moment(), "owner") for person in self._people[:3]],
+            [
+                (person, self._chance.choice([*_NAMES, None]), None, self._moment(), "owner")
+                for person in self._people[:3]
+            ],
         )
 
     def _write_services(self) -> None:
@@ -235,13 +238,24 @@ class _Writer:
         self._insert(
             "settings",
             "key, value, updated_at",
-            [("language", "ru", self._moment()), ("greeting", "Привет, 'друг'!", self._moment()), ("empty", "", None)],
+            [
+                ("language", "ru", self._moment()),
+                ("greeting", "Привет, 'друг'!", self._moment()),
+                ("empty", "", None),
+            ],
         )
         self._insert(
             "text_templates",
             "key, text_ru, text_en, is_custom, updated_at, updated_by",
             [
-                (f"text_{n}", f"Здравствуйте, {{name}}! №{n}\nСтрока", f"Hello {n}\ttab", n % 2, self._moment(), self._person())
+                (
+                    f"text_{n}",
+                    f"Здравствуйте, {{name}}! №{n}\nСтрока",
+                    f"Hello {n}\ttab",
+                    n % 2,
+                    self._moment(),
+                    self._person(),
+                )
                 for n in range(20)
             ],
         )
@@ -310,7 +324,15 @@ class _Writer:
         self._insert(
             "feedback",
             "user_id, booking_id, rating, timestamp",
-            [(self._person(), self._chance.randrange(1, bookings + 1), self._chance.randrange(1, 6), self._moment()) for _ in range(count)],
+            [
+                (
+                    self._person(),
+                    self._chance.randrange(1, bookings + 1),
+                    self._chance.randrange(1, 6),
+                    self._moment(),
+                )
+                for _ in range(count)
+            ],
         )
         self._insert(
             "analytics",
@@ -324,7 +346,11 @@ class _Writer:
         )
 
     def _write_schedule(self) -> None:
-        self._insert("admin_sessions", "user_id, message_id, updated_at", [(p, 7, self._moment()) for p in self._people[:3]])
+        self._insert(
+            "admin_sessions",
+            "user_id, message_id, updated_at",
+            [(p, 7, self._moment()) for p in self._people[:3]],
+        )
         self._insert("schedule_settings", "setting_key, setting_value", [("step", "30"), ("lunch", "да")])
         self._insert(
             "work_schedule",
@@ -333,7 +359,9 @@ class _Writer:
         )
         self._insert("blocked_date_ranges", "start_date, end_date, reason", [("2026-01-01", "2026-01-08", "Каникулы")])
         self._insert(
-            "schema_migrations", "version, description, applied_at", [(n, f"step {n}", self._moment()) for n in range(1, 6)]
+            "schema_migrations",
+            "version, description, applied_at",
+            [(n, f"step {n}", self._moment()) for n in range(1, 6)],
         )
 
     def soil(self) -> None:

@@ -38,9 +38,7 @@ def _catch(command: Command) -> Command:
             get_logger().error("job_failed", error=str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            get_logger().error(
-                "job_interrupted", error="interrupted; nothing was committed for the client in hand"
-            )
+            get_logger().error("job_interrupted", error="interrupted; nothing was committed for the client in hand")
             sys.exit(130)
 
     return wrapped
@@ -67,9 +65,7 @@ def _source_options(command: Command) -> Command:
             envvar="POSTGRES_URL",
             help="Where it goes; the password comes from PGPASSWORD or PGPASSFILE.",
         ),
-        click.option(
-            "--time-zone", default="UTC", show_default=True, help="The zone of moments without an offset."
-        ),
+        click.option("--time-zone", default="UTC", show_default=True, help="The zone of moments without an offset."),
         click.option(
             "--connect-timeout",
             type=click.FloatRange(min=0),
@@ -101,9 +97,7 @@ def main(verbose: bool) -> None:
 @_client_options
 @_source_options
 @click.option("--dry-run", is_flag=True, help="Load and check everything, then roll it back.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Rows in one COPY."
-)
+@click.option("--batch-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Rows in one COPY.")
 @click.option(
     "--orphans",
     type=click.Choice([str(o) for o in Orphans]),
@@ -111,9 +105,7 @@ def main(verbose: bool) -> None:
     show_default=True,
     help="Rows whose foreign key points nowhere.",
 )
-@click.option(
-    "--max-rejected", type=click.IntRange(min=0), help="Fail the client above this many rejected rows."
-)
+@click.option("--max-rejected", type=click.IntRange(min=0), help="Fail the client above this many rejected rows.")
 @click.option(
     "--widen-above",
     type=click.FloatRange(0, 1),
@@ -134,9 +126,7 @@ def migrate(dry_run: bool, add_columns: bool, lock_timeout: float, **arguments: 
     """Load clients into PostgreSQL, verify them and commit."""
     settings = load_settings()
     clients = _choose_clients(settings, arguments)
-    options = _make_options(
-        settings, arguments, dry_run=dry_run, add_columns=add_columns, lock_timeout=lock_timeout
-    )
+    options = _make_options(settings, arguments, dry_run=dry_run, add_columns=add_columns, lock_timeout=lock_timeout)
     _run_clients(clients, options, migrate_client)
 
 
@@ -195,9 +185,7 @@ def _choose_clients(settings: Settings, arguments: dict[str, Any]) -> list[Clien
     if ids and everyone:
         raise ConfigurationError("--client and --all exclude each other")
     if not ids and not everyone:
-        raise ConfigurationError(
-            "name a client with --client ID, or --all, or give --sqlite-path and --postgres-url"
-        )
+        raise ConfigurationError("name a client with --client ID, or --all, or give --sqlite-path and --postgres-url")
     return select_clients(settings, ids or discover_clients(settings))
 
 

@@ -35,11 +35,16 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client: where its rows are now and where they are to go."""
+    """One client: where its rows are now and where they are to go.
+
+    ``problem`` is set where the client cannot be worked on at all, so that it fails by itself and
+    not the others with it.
+    """
 
     id: str
     sqlite_path: Path
     database: Database
+    problem: str | None = None
 
 
 def name_database(client: str) -> str:
@@ -86,6 +91,8 @@ def discover_clients(settings: Settings) -> list[str]:
 
 
 def _may_hold_database(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
     if not os.access(folder, os.X_OK):
         return True
     return (folder / DATABASE_FILE).exists()
@@ -109,12 +116,18 @@ def _select_client(settings: Settings, client: str) -> Client:
         raise ConfigurationError(
             f"{client!r} cannot be a client id: lower-case letters, digits and _, such as client_001"
         )
-    path = settings.clients_dir / client / DATABASE_FILE
-    if os.access(path.parent, os.X_OK) and not path.exists():
+    folder = settings.clients_dir / client
+    path = folder / DATABASE_FILE
+    if not _may_hold_database(folder):
         raise ConfigurationError(
             f"{client}: {path} does not exist. Clients are the folders of CLIENTS_DIR "
             f"({settings.clients_dir}) that hold a {DATABASE_FILE}"
         )
+    password, problem = None, None
+    try:
+        password = _read_password(settings, client)
+    except ConfigurationError as error:
+        problem = str(error)
     return Client(
         id=client,
         sqlite_path=path,
@@ -123,8 +136,9 @@ def _select_client(settings: Settings, client: str) -> Client:
             port=settings.postgres_port,
             name=name_database(client),
             role=name_role(client),
-            password=_read_password(settings, client),
+            password=password,
         ),
+        problem=problem,
     )
 
 
@@ -191,9 +205,7 @@ def parse_url(url: str, *, from_argument: bool) -> Database:
         )
     name = unquote(parts.path.lstrip("/"))
     if not parts.username or not name:
-        raise ConfigurationError(
-            "--postgres-url needs a role and a database: postgresql://role@host/database"
-        )
+        raise ConfigurationError("--postgres-url needs a role and a database: postgresql://role@host/database")
     password = unquote(parts.password) if parts.password else os.environ.get("PGPASSWORD")
     return Database(
         host=parts.hostname,

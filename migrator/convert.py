@@ -121,7 +121,7 @@ class Converter:
         convert = self._convert
         if len(memo) > _MEMO_LIMIT:
             memo.clear()
-        converted = []
+        converted: list[Value] = []
         for value in values:
             if value is None:
                 converted.append(None)
@@ -207,9 +207,9 @@ def _choose(datatype: DataType, zone: tzinfo) -> ConvertOne:
 
 
 def _to_integer(value: SqliteValue, limit: int) -> int:
-    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
-        value = int(value)
-    elif isinstance(value, str) and _WHOLE.fullmatch(value) and len(value) < 21:
+    is_whole_real = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    is_whole_text = isinstance(value, str) and _WHOLE.fullmatch(value) and len(value) < 21
+    if value is not None and (is_whole_real or is_whole_text):
         value = int(value)
     if not isinstance(value, int):
         raise Unfit(f"{_describe(value)} is no integer")

@@ -79,7 +79,7 @@ _EXACT = {
     "DECIMAL": NUMERIC,
     "NUMERIC": NUMERIC,
 }
-_DECLARED = re.compile(r"([^()]*?)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?\s*([^()]*)")
+_DECLARED = re.compile(r"([^()]*)(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?([^()]*)")
 _TEXT_NAMES = ("CHAR", "CLOB", "TEXT")
 _MOMENT_NAME = re.compile(r".*_at|(.*_)?timestamp|(.*_)?datetime|(first|last)_seen")
 _DATE_NAME = re.compile(r"(.*_)?date")
@@ -100,6 +100,8 @@ def wish_type(column: str, declared: str) -> DataType | None:
     ('bigint', 'timestamptz')
     >>> wish_type("x", "varchar(20)").sql, wish_type("x", "DECIMAL(10, 2)").sql
     ('varchar(20)', 'numeric(10,2)')
+    >>> wish_type("is_active", "BOOLEAN").sql, wish_type("x", "Timestamp").sql
+    ('boolean', 'timestamptz')
     >>> wish_type("x", "number") is None, wish_type("x", "byte[]") is None, wish_type("x", "") is None
     (True, True, True)
     """

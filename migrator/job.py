@@ -18,6 +18,7 @@ import tenacity
 
 from migrator.clients import Client
 from migrator.errors import (
+    ConfigurationError,
     ExitCode,
     MigratorError,
     SnapshotError,
@@ -27,8 +28,8 @@ from migrator.errors import (
 )
 from migrator.keys import KeyViolation, add_defaults, add_foreign_key, add_indexes, add_keys, set_sequences
 from migrator.load import (
-    LoadOptions,
     Loaded,
+    LoadOptions,
     create_table,
     decide_types,
     drop_computed,
@@ -40,7 +41,7 @@ from migrator.plan import Orphans, Plan, TablePlan, make_plan, resolve_parent
 from migrator.quarantine import Quarantine, Verdict
 from migrator.report import Report, SourceReport, TableReport, TargetReport, locate_run, write_report
 from migrator.snapshot import Snapshot, open_snapshot, take_snapshot
-from migrator.source import Source, count_rows, read_source
+from migrator.source import count_rows, read_source
 from migrator.stage import Settled, Staged, restrict_to_stage, settle_stages
 from migrator.target import (
     TRANSIENT,
@@ -52,7 +53,7 @@ from migrator.target import (
     quote_name,
     read_target,
 )
-from migrator.verify import Digest, Difference, digest_source, digest_target, find_differences
+from migrator.verify import Difference, Digest, digest_source, digest_target, find_differences
 
 ATTEMPTS = 3
 WORK_FOLDER = ".work"
@@ -144,11 +145,11 @@ def _begin(client: Client, watch: Watch) -> _Run:
     return _Run(client, run_id, started, get_logger().bind(client=client.id, run_id=run_id), watch)
 
 
-async def _report(
-    run: _Run, options: JobOptions, command: str, work: Callable[[Path], Awaitable[bool]]
-) -> Report:
+async def _report(run: _Run, options: JobOptions, command: str, work: Callable[[Path], Awaitable[bool]]) -> Report:
     status, error, failure_code = "ok", None, ExitCode.FAILED
     try:
+        if run.client.problem:
+            raise ConfigurationError(run.client.problem)
         with _work_folder(options.work_dir, run.client.id, run.run_id) as folder:
             rejected = await work(folder)
         status = "rejected_rows" if rejected else "ok"
@@ -301,9 +302,7 @@ async def _migrate_once(run: _Run, options: JobOptions, folder: Path) -> bool:
                 await lock_client(connection, run.client.id, lock_timeout=options.lock_timeout)
                 rejected = await _migrate_locked(run, options, connection, snapshot, quarantine)
             except TRANSIENT as error:
-                raise TransientError(
-                    f"{run.client.database.address}: the connection was lost: {error}"
-                ) from error
+                raise TransientError(f"{run.client.database.address}: the connection was lost: {error}") from error
         return rejected
     finally:
         quarantine.close()
@@ -343,8 +342,8 @@ def _write_rejected(run: _Run, options: JobOptions, quarantine: Quarantine) -> N
         quarantine.write_lines(folder / "rejected.jsonl")
     except OSError as error:
         raise TargetError(
-            f"the rejected rows cannot be written to {folder}: {error.strerror}; nothing was committed. REPORTS_DIR must "
-            f"be a folder that uid {os.geteuid()} may write; 'make secrets' prepares it"
+            f"the rejected rows cannot be written to {folder}: {error.strerror}; nothing was committed. "
+            f"REPORTS_DIR must be a folder that uid {os.geteuid()} may write; 'make secrets' prepares it"
         ) from error
 
 
@@ -389,7 +388,7 @@ class _Job:
         settled = await settle_stages(
             self._connection, self._snapshot, staged, self._options.load, self._quarantine, self._run.notes
         )
-        await self._finish_tables(plan, source)
+        await self._finish_tables(plan)
         self._run.tables = await self._verify(plan, staged, settled)
         await self._quarantine.store(self._connection, self._run.run_id, [t.table.name for t in plan.tables])
         return any(t.rows_rejected or t.rows_conflicting for t in self._run.tables)
@@ -450,9 +449,7 @@ class _Job:
             await savepoint.rollback()
             plain = drop_computed(loaded.plan, "PostgreSQL computes other values", notes)
             again = await self._load_fresh(plain)
-            return Loaded(
-                again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *notes, *again.notes)
-            )
+            return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *notes, *again.notes))
         try:
             await add_keys(self._connection, self._snapshot, loaded.plan, notes)
         except KeyViolation as violation:
@@ -491,7 +488,7 @@ class _Job:
             staged.append(Staged(table, stage, found, references, fresh))
         return staged
 
-    async def _finish_tables(self, plan: Plan, source: Source) -> None:
+    async def _finish_tables(self, plan: Plan) -> None:
         fresh = [table for table in plan.tables if table.existing is None]
         for table in fresh:
             await add_indexes(self._connection, table, self._run.notes)
@@ -541,9 +538,7 @@ class _Job:
         _check_reports(reports, differences)
         return tuple(reports)
 
-    def _account(
-        self, table: TablePlan, settled: Settled | None, ours: Digest, theirs: Digest
-    ) -> TableReport:
+    def _account(self, table: TablePlan, settled: Settled | None, ours: Digest, theirs: Digest) -> TableReport:
         loaded = self._loaded[table.table.name]
         name = table.table.name
         return TableReport(
@@ -569,9 +564,7 @@ def _plan_references(table: TablePlan, plan: Plan) -> tuple[Reference, ...]:
             continue
         parent, parent_columns = found
         columns = tuple(table.find_column(name).name for name in key.columns)
-        references.append(
-            Reference(f"#{place}", columns, parent.name, parent_columns, False, False, True, "")
-        )
+        references.append(Reference(f"#{place}", columns, parent.name, parent_columns, False, False, True, ""))
     return tuple(references)
 
 
@@ -580,14 +573,12 @@ def _check_reports(reports: Sequence[TableReport], differences: Sequence[Differe
     if differences or not all(report.verified for report in reports):
         names = ", ".join(report.name for report in reports if not report.verified)
         shown = "; ".join(difference.describe() for difference in differences)
-        raise VerificationError(
-            f"SQLite and PostgreSQL differ in {names}: {shown or 'digests are not equal'}"
-        )
+        raise VerificationError(f"SQLite and PostgreSQL differ in {names}: {shown or 'digests are not equal'}")
     for report in reports:
         if not report.adds_up:
             raise VerificationError(
-                f"table {report.name}: {report.rows_read} rows were read, but inserted, present, conflicting and rejected "
-                f"ones add up to another number; nothing was committed"
+                f"table {report.name}: {report.rows_read} rows were read, but inserted, present, conflicting and "
+                f"rejected ones add up to another number; nothing was committed"
             )
 
 
@@ -602,9 +593,7 @@ async def _verify(run: _Run, options: JobOptions, folder: Path) -> bool:
             try:
                 return await _compare(run, options, connection, snapshot, quarantine)
             except TRANSIENT as error:
-                raise TransientError(
-                    f"{run.client.database.address}: the connection was lost: {error}"
-                ) from error
+                raise TransientError(f"{run.client.database.address}: the connection was lost: {error}") from error
             finally:
                 with suppress(Exception):
                     await transaction.rollback()
@@ -629,9 +618,7 @@ async def _compare(
     differences: list[Difference] = []
     for table in make_plan(source, target).tables:
         if table.existing is None:
-            raise VerificationError(
-                f"table {table.name} is not in {run.client.database.name}: run 'migrate' first"
-            )
+            raise VerificationError(f"table {table.name} is not in {run.client.database.name}: run 'migrate' first")
         started = time.monotonic()
         rows = count_rows(snapshot, table.table)
         ours, theirs = await asyncio.gather(

@@ -40,9 +40,7 @@ class _Part:
     plain: bool
 
 
-async def add_keys(
-    connection: Connection, snapshot: sqlite3.Connection, plan: TablePlan, notes: list[str]
-) -> None:
+async def add_keys(connection: Connection, snapshot: sqlite3.Connection, plan: TablePlan, notes: list[str]) -> None:
     """Adds primary key, unique keys and checks to a new table.
 
     Raises:
@@ -70,12 +68,8 @@ async def _add_primary_key(connection: Connection, plan: TablePlan, notes: list[
     nullable = [name for name in key if not _column(plan, name).not_null]
     kind = "UNIQUE" if nullable else "PRIMARY KEY"
     if nullable:
-        notes.append(
-            f"{plan.name}: its primary key became UNIQUE, since NULLs occur in {', '.join(nullable)}"
-        )
-    await _try(
-        connection, f"ALTER TABLE {plan.qualified} ADD {kind} ({columns})", f"{plan.name}: {kind}", notes
-    )
+        notes.append(f"{plan.name}: its primary key became UNIQUE, since NULLs occur in {', '.join(nullable)}")
+    await _try(connection, f"ALTER TABLE {plan.qualified} ADD {kind} ({columns})", f"{plan.name}: {kind}", notes)
     index = next((i for i in plan.table.indexes if i.origin == "pk"), None)
     if index and any(part.collation != "BINARY" for part in index.parts):
         await _add_index(connection, plan, index, notes)
@@ -178,9 +172,7 @@ def _count_broken(snapshot: sqlite3.Connection, plan: TablePlan, check: Check) -
         return 0
 
 
-async def add_defaults(
-    connection: Connection, plan: TablePlan, options: LoadOptions, notes: list[str]
-) -> None:
+async def add_defaults(connection: Connection, plan: TablePlan, options: LoadOptions, notes: list[str]) -> None:
     """Adds the columns' defaults, each in the column's own type."""
     for column in plan.columns:
         default = column.source.default
@@ -236,12 +228,8 @@ def _is_literal(default: str) -> bool:
     if text.upper() in ("TRUE", "FALSE", "NULL"):
         return True
     if text[:1] in "'\"" or text[:2].upper() == "X'":
-        return (
-            text.count(text[0] if text[0] in "'\"" else "'") % 2 == 0 and "||" not in text and "(" not in text
-        )
-    return text.lstrip("+-").replace(".", "", 1).replace("e", "", 1).isdigit() or text.lower().startswith(
-        "0x"
-    )
+        return text.count(text[0] if text[0] in "'\"" else "'") % 2 == 0 and "||" not in text and "(" not in text
+    return text.lstrip("+-").replace(".", "", 1).replace("e", "", 1).isdigit() or text.lower().startswith("0x")
 
 
 async def add_foreign_key(
@@ -273,9 +261,7 @@ async def add_foreign_key(
         notes.append(f"{written} was left out: {error}")
 
 
-def render_foreign_key(
-    child: TablePlan, key: ForeignKey, parent: TablePlan, parent_columns: Sequence[str]
-) -> str:
+def render_foreign_key(child: TablePlan, key: ForeignKey, parent: TablePlan, parent_columns: Sequence[str]) -> str:
     """Writes the statement that adds a foreign key."""
     columns = ", ".join(quote_name(child.find_column(name).name) for name in key.columns)
     targets = ", ".join(map(quote_name, parent_columns))

@@ -130,9 +130,7 @@ async def load_fresh(
         await savepoint.start()
         try:
             plan = await create_table(connection, plan, notes)
-            tally = await _copy_table(
-                connection, snapshot, plan, plan.name, options, quarantine, progress, plan.schema
-            )
+            tally = await _copy_table(connection, snapshot, plan, plan.name, options, quarantine, progress, plan.schema)
         except WidenError as error:
             await savepoint.rollback()
             plan = _widen(snapshot, plan, options, error, notes)
@@ -287,9 +285,7 @@ def _widen(
             f"{plan.name}.{column.name}: declared {column.source.declared_type or 'without a type'}, wished as "
             f"{column.type.sql}, became {types[name].sql}, since its values are {describe_evidence(evidence, name)}"
         )
-    notes.extend(
-        f"{plan.name}.{name}: NOT NULL was left out, since NULLs occur in SQLite" for name in error.nulls
-    )
+    notes.extend(f"{plan.name}.{name}: NOT NULL was left out, since NULLs occur in SQLite" for name in error.nulls)
     widened = plan.with_types(types)
     return replace(
         widened,
@@ -347,9 +343,7 @@ class _Copier:
             records = [(n, *record) for n, record in zip(converted.numbers, records, strict=True)]
         return await self._copy_records(batch, converted.numbers, records)
 
-    async def _copy_records(
-        self, batch: Batch, numbers: Sequence[int], records: Sequence[tuple[Value, ...]]
-    ) -> int:
+    async def _copy_records(self, batch: Batch, numbers: Sequence[int], records: Sequence[tuple[Value, ...]]) -> int:
         try:
             async with self._connection.transaction():
                 await self._connection.copy_records_to_table(

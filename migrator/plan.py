@@ -172,9 +172,7 @@ def _shorten_name(name: str, taken: set[str], notes: list[str], what: str) -> st
         room = MAX_NAME_BYTES - len(suffix)
         short = name.encode("utf-8")[:room].decode("utf-8", "ignore") + suffix
         if short not in taken:
-            notes.append(
-                f"{name}: {what} renamed to {short}, since PostgreSQL's names end at {MAX_NAME_BYTES} bytes"
-            )
+            notes.append(f"{name}: {what} renamed to {short}, since PostgreSQL's names end at {MAX_NAME_BYTES} bytes")
             return short
         number += 1
 

@@ -112,9 +112,7 @@ class Quarantine:
             """
         )
 
-    def add_rejections(
-        self, table: Table, rejections: Iterable[Rejection], sqlstate: str | None = None
-    ) -> None:
+    def add_rejections(self, table: Table, rejections: Iterable[Rejection], sqlstate: str | None = None) -> None:
         """Keeps rows that did not convert, or that the server refused with ``sqlstate``."""
         self.add(
             Entry(

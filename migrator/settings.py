@@ -39,6 +39,5 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
         raise ConfigurationError(
-            f"{name}={first['input']!r} cannot be used: {first['msg']}. "
-            f"Set {name} in the environment or in .env."
+            f"{name}={first['input']!r} cannot be used: {first['msg']}. Set {name} in the environment or in .env."
         ) from error

@@ -207,8 +207,7 @@ def _check_snapshot(source: Path, path: Path) -> None:
         problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
     except sqlite3.DatabaseError as error:
         raise SnapshotError(
-            f"{source} is damaged: {error}. Restore it from a backup, or mend it with "
-            f"'sqlite3 {source.name} .recover'"
+            f"{source} is damaged: {error}. Restore it from a backup, or mend it with 'sqlite3 {source.name} .recover'"
         ) from error
     finally:
         connection.close()

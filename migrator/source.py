@@ -191,9 +191,7 @@ def _describe_virtual(connection: sqlite3.Connection, name: str, statement: str)
         )
     options = statement.replace(" ", "").lower()
     if "content=''" in options or 'content=""' in options:
-        return _VirtualNote(
-            f"{name}: contentless full-text index, holds no rows of its own", has_content=False
-        )
+        return _VirtualNote(f"{name}: contentless full-text index, holds no rows of its own", has_content=False)
     if "usingfts" in options and "content=" in options:
         return _VirtualNote(
             f"{name}: full-text index over another table, whose rows are carried over there",
@@ -277,9 +275,7 @@ def _read_columns(
 
 
 def _rowid_column(name: str) -> Column:
-    return Column(
-        name, "INTEGER", not_null=True, default=None, key_position=1, generated=None, collation=None
-    )
+    return Column(name, "INTEGER", not_null=True, default=None, key_position=1, generated=None, collation=None)
 
 
 def _choose_rowid_name(columns: Sequence[Column]) -> str | None:
@@ -305,20 +301,15 @@ def _find_rowid_alias(
     column = next(c for c in columns if c.name == key[0])
     if virtual:
         return column.name
-    has_index = connection.execute(
-        "SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", (table,)
-    ).fetchone()
+    has_index = connection.execute("SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", (table,)).fetchone()
     if column.declared_type.upper() == "INTEGER" and not has_index:
         return column.name
     return None
 
 
-def _read_foreign_keys(
-    connection: sqlite3.Connection, table: str, declared: Declarations
-) -> tuple[ForeignKey, ...]:
+def _read_foreign_keys(connection: sqlite3.Connection, table: str, declared: Declarations) -> tuple[ForeignKey, ...]:
     rows = connection.execute(
-        'SELECT id, "table", "from", "to", on_update, on_delete FROM pragma_foreign_key_list(?)'
-        " ORDER BY id DESC, seq",
+        'SELECT id, "table", "from", "to", on_update, on_delete FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq',
         (table,),
     ).fetchall()
     keys: dict[int, list[tuple[str, str, str | None, str, str]]] = {}
@@ -386,13 +377,9 @@ def read_batches(connection: sqlite3.Connection, table: Table, batch_size: int) 
             except sqlite3.OperationalError as error:
                 if factory is str and "decode" in str(error):
                     break
-                raise SourceError(
-                    f"table {table.name!r}: rows after {done:,} cannot be read: {error}"
-                ) from error
+                raise SourceError(f"table {table.name!r}: rows after {done:,} cannot be read: {error}") from error
             except sqlite3.DatabaseError as error:
-                raise SourceError(
-                    f"table {table.name!r}: rows after {done:,} cannot be read: {error}"
-                ) from error
+                raise SourceError(f"table {table.name!r}: rows after {done:,} cannot be read: {error}") from error
             if not rows:
                 return
             yield _make_batch(table, rows, done)
@@ -414,11 +401,9 @@ def identify_rows(table: Table) -> tuple[str, str]:
 
 
 def _make_batch(table: Table, rows: list[Row], done: int) -> Batch:
-    numbers: Sequence[int]
+    numbers: Sequence[int] = range(done + 1, done + 1 + len(rows))
     if table.rowid_name:
         numbers = [row[0] for row in rows]  # type: ignore[misc]
-    else:
-        numbers = range(done + 1, done + 1 + len(rows))
     return Batch(numbers, [row[1:] for row in rows])
 
 

@@ -136,7 +136,7 @@ async def _flag_invalid(connection: Connection, staged: Staged) -> None:
             f"SELECT s.migrator_number, 'rejected', {quote_literal(column.name)},"
             f" {quote_literal(f'{column.type.sql} does not keep this text as it is')}, '{_INVALID_TEXT}', NULL"
             f" FROM (SELECT * FROM {quote_name(staged.stage)} AS s WHERE {_unflagged(staged)} OFFSET 0) AS s"
-            f" WHERE CAST(s.{name} AS {column.type.sql})::text <> s.{name}",
+            f" WHERE format('%s', CAST(s.{name} AS {column.type.sql})) <> s.{name}",
         )
     if not others:
         return
@@ -262,23 +262,15 @@ def _compare_rows(staged: Staged) -> str:
     return " AND ".join(parts)
 
 
-async def _flag_known_by_key(
-    connection: Connection, staged: Staged, key: UniqueKey, *, is_identity: bool
-) -> None:
+async def _flag_known_by_key(connection: Connection, staged: Staged, key: UniqueKey, *, is_identity: bool) -> None:
     stage, target = quote_name(staged.stage), staged.plan.qualified
     parts = ", ".join(f"({part}) AS migrator_key_{place}" for place, part in enumerate(key.parts))
     equals = "IS NOT DISTINCT FROM" if key.nulls_equal else "="
-    join = " AND ".join(
-        f"s.migrator_key_{place} {equals} t.migrator_key_{place}" for place in range(len(key.parts))
-    )
+    join = " AND ".join(f"s.migrator_key_{place} {equals} t.migrator_key_{place}" for place in range(len(key.parts)))
     same = _compare_rows(staged)
     reason = f"the target holds another row with the key {key.name} ({', '.join(key.parts)})"
     verdict = f"CASE WHEN {same} THEN 'present' ELSE 'conflicting' END" if is_identity else "'conflicting'"
-    whole = (
-        f"CASE WHEN {same} THEN NULL ELSE to_jsonb(t.whole)::text END"
-        if is_identity
-        else "to_jsonb(t.whole)::text"
-    )
+    whole = f"CASE WHEN {same} THEN NULL ELSE to_jsonb(t.whole)::text END" if is_identity else "to_jsonb(t.whole)::text"
     await _flag(
         connection,
         staged,
@@ -355,8 +347,7 @@ def _select_orphans(staged: Staged, reference: Reference, parent: Staged | None)
     missing = f"NOT EXISTS (SELECT FROM {table} AS p WHERE {match})"
     if parent is not None and set(reference.parent_columns) <= set(parent.names):
         missing += (
-            f" AND NOT EXISTS (SELECT FROM {quote_name(parent.stage)} AS p WHERE {match}"
-            f" AND {_unflagged(parent, 'p')})"
+            f" AND NOT EXISTS (SELECT FROM {quote_name(parent.stage)} AS p WHERE {match} AND {_unflagged(parent, 'p')})"
         )
     filled = " AND ".join(f"{column} IS NOT NULL" for column in own)
     return (
@@ -373,7 +364,8 @@ async def _settle_reference(
     not_null = {column.name for column in staged.target.columns if column.not_null}
     if options.orphans is Orphans.NULL and not not_null & set(reference.columns):
         nulled = await connection.execute(
-            f"INSERT INTO migrator_nulled SELECT {quote_literal(staged.stage)}, o.number, c.name, {quote_literal(reason)}"
+            f"INSERT INTO migrator_nulled"
+            f" SELECT {quote_literal(staged.stage)}, o.number, c.name, {quote_literal(reason)}"
             f" FROM ({orphans}) AS o, unnest($1::text[]) AS c(name)",
             list(reference.columns),
         )
@@ -429,9 +421,7 @@ async def _loading_rules(
                         f"{staged.plan.name}: foreign key {reference.name} is now NOT VALID, since orphans were kept"
                     )
             elif not reference.deferred and staged.target.owned:
-                await connection.execute(
-                    f"ALTER TABLE {table} ALTER CONSTRAINT {name} DEFERRABLE INITIALLY DEFERRED"
-                )
+                await connection.execute(f"ALTER TABLE {table} ALTER CONSTRAINT {name} DEFERRABLE INITIALLY DEFERRED")
                 state = "DEFERRABLE INITIALLY IMMEDIATE" if reference.deferrable else "NOT DEFERRABLE"
                 restore.append(f"ALTER TABLE {table} ALTER CONSTRAINT {name} {state}")
     yield

@@ -260,9 +260,7 @@ def _describe_holder(holder: asyncpg.Record | None) -> str:
     if holder is None:
         return ""
     seconds = (datetime.now(UTC) - holder["backend_start"]).total_seconds()
-    return (
-        f" (server process {holder['pid']}, from {holder['address'] or 'this machine'}, for {seconds:.0f} s)"
-    )
+    return f" (server process {holder['pid']}, from {holder['address'] or 'this machine'}, for {seconds:.0f} s)"
 
 
 async def read_target(connection: Connection) -> Target:
@@ -278,8 +276,7 @@ async def read_target(connection: Connection) -> Target:
     encoding = await connection.fetchval("SHOW server_encoding")
     if encoding != "UTF8":
         raise TargetError(
-            f"the database's encoding is {encoding}; make it with "
-            f"CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            f"the database's encoding is {encoding}; make it with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
         )
     schema = await connection.fetchval("SELECT current_schema()")
     if schema is None:

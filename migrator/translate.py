@@ -54,7 +54,7 @@ def translate_clock(expression: str, datatype: DataType) -> str | None:
 
 
 def translate_expression(expression: str, columns: Mapping[str, tuple[str, DataType]]) -> str | None:
-    """Translates an expression over a table's columns.
+    r"""Translates an expression over a table's columns.
 
     Args:
         expression: SQLite's SQL.
@@ -68,20 +68,25 @@ def translate_expression(expression: str, columns: Mapping[str, tuple[str, DataT
     >>> translate_expression("flag IN (0, 1)", {"flag": ("flag", BOOLEAN)})
     'CAST("flag" AS INT) IN (0, 1)'
     >>> translate_expression("name LIKE 'a%'", {"name": ("Name", TEXT)})
-    '"Name" ILIKE \\'a%\\''
+    '"Name" ILIKE \'a%\''
     """
     try:
         tree = sqlglot.parse_one(f"SELECT {expression}", read="sqlite")
-        tree = tree.transform(lambda node: _translate_node(node, columns))
+        tree = tree.transform(_fold_like)
+        tree = tree.transform(lambda node: _translate_column(node, columns))
         text = tree.sql(dialect="postgres")
     except SqlglotError:
         return None
     return text.removeprefix("SELECT ") if text.startswith("SELECT ") else None
 
 
-def _translate_node(node: exp.Expression, columns: Mapping[str, tuple[str, DataType]]) -> exp.Expression:
+def _fold_like(node: exp.Expression) -> exp.Expression:
     if isinstance(node, exp.Like):
         return exp.ILike(this=node.this, expression=node.expression)
+    return node
+
+
+def _translate_column(node: exp.Expression, columns: Mapping[str, tuple[str, DataType]]) -> exp.Expression:
     if not isinstance(node, exp.Column) or not isinstance(node.this, exp.Identifier):
         return node
     found = columns.get(node.name.lower())

@@ -62,9 +62,7 @@ class Difference:
             return f"{self.table} {self.key}: missing in PostgreSQL"
         if self.what == "extra":
             return f"{self.table} {self.key}: only in PostgreSQL"
-        cells = "; ".join(
-            f"{name}: SQLite {ours}, PostgreSQL {theirs}" for name, ours, theirs in self.columns
-        )
+        cells = "; ".join(f"{name}: SQLite {ours}, PostgreSQL {theirs}" for name, ours, theirs in self.columns)
         return f"{self.table} {self.key}: {cells}"
 
 
@@ -146,7 +144,9 @@ def _prepare_source(
     identity, order = identify_rows(plan.table)
     if identity == "NULL":
         identity = f"row_number() OVER (ORDER BY {order})"
-    rows = f" FROM (SELECT {identity} AS migrator_number, * FROM {quote_sqlite(plan.table.name)}) AS r"
+    # The rowid of a virtual table is no part of *, so all columns are named.
+    columns = ", ".join(quote_sqlite(column.name) for column in plan.table.columns)
+    rows = f" FROM (SELECT {identity} AS migrator_number, {columns} FROM {quote_sqlite(plan.table.name)}) AS r"
     if with_quarantine:
         rows += (
             f" WHERE NOT EXISTS (SELECT 1 FROM quarantine.entries AS e WHERE e.table_name = {table}"
@@ -279,9 +279,7 @@ def _write_date(value: Any) -> str:
 
 
 _CLOCK = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?")
-_STAMP = re.compile(
-    r" *(\d\d\d\d)-(\d\d)-(\d\d)(?:[T ](\d\d:\d\d[:.0-9]*))? *(?:(Z|z)|([-+])(\d\d):?(\d\d)?)? *"
-)
+_STAMP = re.compile(r" *(\d\d\d\d)-(\d\d)-(\d\d)(?:[T ](\d\d:\d\d[:.0-9]*))? *(?:(Z|z)|([-+])(\d\d):?(\d\d)?)? *")
 
 
 def _write_clock(value: Any) -> str:
@@ -468,7 +466,11 @@ def _write_column(column: ColumnPlan) -> str:
         return f"trim_scale({name})::text"
     if kind is Kind.BYTEA:
         return f"encode({name}, 'hex')"
-    if kind in TEXT_KINDS or kind in (Kind.OTHER, Kind.JSON, Kind.JSONB):
+    if kind is Kind.OTHER:
+        # format() prints as the type's output function does; a cast to text need not (inet).
+        text = f"CASE WHEN {name} IS NOT NULL THEN format('%s', {name}) END"
+        return f"(octet_length({text}) || ':' || {text})"
+    if kind in TEXT_KINDS or kind in (Kind.JSON, Kind.JSONB):
         return f"(octet_length({name}::text) || ':' || {name}::text)"
     return f"{name}::text"
 
@@ -523,14 +525,13 @@ async def find_differences(
     await connection.execute("CREATE TEMP TABLE migrator_hashes (number bigint, identity text, hash text)")
     with _open_both(snapshot_path, quarantine_path) as source:
         canonical = _prepare_source(source, plan, zone, with_quarantine=quarantine_path is not None)
-        await connection.copy_records_to_table(
-            "migrator_hashes", records=_hash_source(source, plan, canonical)
-        )
+        await connection.copy_records_to_table("migrator_hashes", records=_hash_source(source, plan, canonical))
         rows = await connection.fetch(
             f"WITH theirs AS (SELECT {identity} AS identity, md5({write_canonical(plan)}) AS hash,"
             f" t.ctid::text AS place, row_number() OVER (PARTITION BY {identity}) AS copy"
             f" FROM {plan.qualified} AS t{where}),"
-            " ours AS (SELECT *, row_number() OVER (PARTITION BY identity ORDER BY number) AS copy FROM migrator_hashes)"
+            " ours AS (SELECT *, row_number() OVER (PARTITION BY identity ORDER BY number) AS copy"
+            " FROM migrator_hashes)"
             " SELECT coalesce(ours.identity, theirs.identity) AS identity, number, place,"
             " ours.hash AS ours, theirs.hash AS theirs FROM ours FULL JOIN theirs USING (identity, copy)"
             " WHERE ours.hash IS DISTINCT FROM theirs.hash ORDER BY number NULLS LAST, identity"
