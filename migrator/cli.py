@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from migrator import __version__
 from migrator.clients import Client, discover_clients, parse_url, select_clients
 from migrator.errors import ConfigurationError, MigratorError
-from migrator.job import JobOptions, Watch, migrate_client, verify_client
+from migrator.job import JobOptions, Watch, migrate_client, retry_client, verify_client
 from migrator.load import LoadOptions
 from migrator.logs import configure_logs, get_logger
 from migrator.plan import Orphans
@@ -85,6 +85,16 @@ def _source_options(command: Command) -> Command:
     return command
 
 
+def _orphans_option(default: Orphans) -> Callable[[Command], Command]:
+    return click.option(
+        "--orphans",
+        type=click.Choice([str(choice) for choice in Orphans]),
+        default=str(default),
+        show_default=True,
+        help="What happens to rows whose foreign key points nowhere.",
+    )
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="migrator")
 @click.option("-v", "--verbose", is_flag=True, help="Log debug events too.")
@@ -98,13 +108,7 @@ def main(verbose: bool) -> None:
 @_source_options
 @click.option("--dry-run", is_flag=True, help="Load and check everything, then roll it back.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Rows in one COPY.")
-@click.option(
-    "--orphans",
-    type=click.Choice([str(o) for o in Orphans]),
-    default="keep",
-    show_default=True,
-    help="Rows whose foreign key points nowhere.",
-)
+@_orphans_option(Orphans.KEEP)
 @click.option("--max-rejected", type=click.IntRange(min=0), help="Fail the client above this many rejected rows.")
 @click.option(
     "--widen-above",
@@ -139,6 +143,21 @@ def verify(**arguments: Any) -> None:
     settings = load_settings()
     clients = _choose_clients(settings, arguments)
     _run_clients(clients, _make_options(settings, arguments), verify_client)
+
+
+@main.command("retry-rejected")
+@_client_options
+@_source_options
+@_orphans_option(Orphans.QUARANTINE)
+@_catch
+def retry_command(**arguments: Any) -> None:
+    """Load rejected rows that were mended, or whose cause is gone.
+
+    To mend a row, write it whole into the column "mended" of migrator.rejected_rows.
+    """
+    settings = load_settings()
+    clients = _choose_clients(settings, arguments)
+    _run_clients(clients, _make_options(settings, arguments), retry_client)
 
 
 @main.command()

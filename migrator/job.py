@@ -40,6 +40,7 @@ from migrator.logs import Logger, get_logger
 from migrator.plan import Orphans, Plan, TablePlan, make_plan, resolve_parent
 from migrator.quarantine import Quarantine, Verdict
 from migrator.report import Report, SourceReport, TableReport, TargetReport, locate_run, write_report
+from migrator.retry import retry_rejected
 from migrator.snapshot import Snapshot, open_snapshot, take_snapshot
 from migrator.source import count_rows, read_source
 from migrator.stage import Settled, Staged, restrict_to_stage, settle_stages
@@ -53,7 +54,7 @@ from migrator.target import (
     quote_name,
     read_target,
 )
-from migrator.verify import Difference, Digest, digest_source, digest_target, find_differences
+from migrator.verify import Difference, Digest, digest_source, digest_target, exclude_mended, find_differences
 
 ATTEMPTS = 3
 WORK_FOLDER = ".work"
@@ -137,6 +138,13 @@ async def verify_client(client: Client, options: JobOptions, watch: Watch | None
     run = _begin(client, watch or Watch())
     run.log.info("verify_started", source=str(client.sqlite_path), target=client.database.address)
     return await _report(run, options, "verify", lambda folder: _verify(run, options, folder))
+
+
+async def retry_client(client: Client, options: JobOptions, watch: Watch | None = None) -> Report:
+    """Loads a client's rejected rows that were mended or whose cause is gone, and writes a report."""
+    run = _begin(client, watch or Watch())
+    run.log.info("retry_started", target=client.database.address)
+    return await _report(run, options, "retry-rejected", lambda folder: _retry(run, options, folder))
 
 
 def _begin(client: Client, watch: Watch) -> _Run:
@@ -320,6 +328,7 @@ async def _migrate_locked(
     transaction = connection.transaction()
     await transaction.start()
     try:
+        await quarantine.recall_mended(connection)
         job = _Job(run, options, connection, snapshot, quarantine)
         rejected = await job.run()
     except BaseException:
@@ -545,7 +554,7 @@ class _Job:
             name=name,
             rows_read=loaded.rows_read,
             rows_inserted=settled.inserted if settled else loaded.rows_copied,
-            rows_already_present=settled.present if settled else 0,
+            rows_already_present=(settled.present if settled else 0) + self._quarantine.count(name, Verdict.MENDED),
             rows_conflicting=self._quarantine.count(name, Verdict.CONFLICTING),
             rows_rejected=self._quarantine.count(name, Verdict.REJECTED),
             duration_seconds=round(self._seconds[name], 3),
@@ -621,9 +630,11 @@ async def _compare(
             raise VerificationError(f"table {table.name} is not in {run.client.database.name}: run 'migrate' first")
         started = time.monotonic()
         rows = count_rows(snapshot, table.table)
+        mended = quarantine.count(table.table.name, Verdict.MENDED)
+        restriction = exclude_mended(table) if mended else None
         ours, theirs = await asyncio.gather(
             asyncio.to_thread(digest_source, run.snapshot.path, table, options.load.zone, quarantine.path),
-            digest_target(connection, table),
+            digest_target(connection, table, restriction),
         )
         rejected = quarantine.count(table.table.name)
         conflicting = quarantine.count(table.table.name, Verdict.CONFLICTING)
@@ -643,8 +654,33 @@ async def _compare(
         run.log.info("table_verified", table=table.name, verified=ours == theirs, rows=theirs.rows)
         if ours != theirs:
             differences += await find_differences(
-                connection, run.snapshot.path, table, options.load.zone, quarantine.path
+                connection, run.snapshot.path, table, options.load.zone, quarantine.path, restriction
             )
     run.tables = tuple(reports)
     _check_reports((), differences)
     return any(report.rows_rejected or report.rows_conflicting for report in reports)
+
+
+async def _retry(run: _Run, options: JobOptions, folder: Path) -> bool:
+    quarantine = Quarantine(folder)
+    try:
+        async with connect(run.client.database, connect_timeout=options.connect_timeout) as connection:
+            await lock_client(connection, run.client.id, lock_timeout=options.lock_timeout)
+            run.server_version = str(await connection.fetchval("SHOW server_version"))
+            try:
+                async with connection.transaction():
+                    retried = await retry_rejected(
+                        connection, folder, run.run_id, options.load, quarantine, lambda _: None
+                    )
+                    _write_rejected(run, options, quarantine)
+            except TRANSIENT as error:
+                raise TransientError(f"{run.client.database.address}: the connection was lost: {error}") from error
+    finally:
+        quarantine.close()
+    run.tables = tuple(
+        TableReport(
+            name=table.name, rows_read=table.rows, rows_inserted=table.loaded, rows_rejected=table.left, verified=True
+        )
+        for table in retried
+    )
+    return any(table.left for table in retried)

@@ -20,6 +20,18 @@ from migrator.target import Connection
 
 SCRATCH_FILE = "quarantine.db"
 _FETCH = 1_000
+_STORED = (
+    "run_id",
+    "table_name",
+    "row_number",
+    "verdict",
+    "column_name",
+    "value",
+    "reason",
+    "sqlstate",
+    "row",
+    "target_row",
+)
 
 
 class Verdict(StrEnum):
@@ -27,11 +39,13 @@ class Verdict(StrEnum):
 
     ``REJECTED``: it is not in the target. ``CONFLICTING``: the target has another row with its key.
     ``NULLED``: it is in the target, but a foreign key that pointed nowhere was set to NULL.
+    ``MENDED``: it was rejected once and has been loaded since by ``retry-rejected``.
     """
 
     REJECTED = "rejected"
     CONFLICTING = "conflicting"
     NULLED = "nulled"
+    MENDED = "mended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +123,45 @@ class Quarantine:
                 value TEXT NOT NULL, reason TEXT NOT NULL, sqlstate TEXT, row TEXT NOT NULL, target_row TEXT
             );
             CREATE INDEX entries_by_row ON entries (table_name, number, verdict);
+            CREATE TABLE mended (
+                table_name TEXT NOT NULL, number INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (table_name, number)
+            );
             """
         )
 
+    async def recall_mended(self, connection: Connection) -> None:
+        """Takes up which rows ``retry-rejected`` has loaded, so that they do not count as rejected again."""
+        if not await self._is_stored(connection):
+            return
+        async for row in connection.cursor(load_query("quarantine_mended"), prefetch=_FETCH):
+            self._scratch.execute("INSERT OR REPLACE INTO mended VALUES (?, ?, ?)", tuple(row))
+
+    def _judge(self, table: Table, rejection: Rejection, row: str) -> Verdict:
+        """A row that was mended, and is in SQLite as it was then, is in the target already."""
+        found = self._scratch.execute(
+            "SELECT row FROM mended WHERE table_name = ? AND number = ?", (table.name, rejection.number)
+        ).fetchone()
+        return Verdict.MENDED if found and json.loads(found[0]) == json.loads(row) else Verdict.REJECTED
+
+    async def _is_stored(self, connection: Connection) -> bool:
+        return bool(await connection.fetchval("SELECT to_regclass('migrator.rejected_rows') IS NOT NULL"))
+
     def add_rejections(self, table: Table, rejections: Iterable[Rejection], sqlstate: str | None = None) -> None:
         """Keeps rows that did not convert, or that the server refused with ``sqlstate``."""
-        self.add(
-            Entry(
-                table.name,
-                found.number,
-                Verdict.REJECTED,
-                found.column,
-                _dump(encode_value(found.value)),
-                found.reason,
-                sqlstate,
-                encode_row(table, found.row),
-                None,
+        for found in rejections:
+            row = encode_row(table, found.row)
+            entry = Entry(
+                table=table.name,
+                number=found.number,
+                verdict=self._judge(table, found, row),
+                column=found.column,
+                value=_dump(encode_value(found.value)),
+                reason=found.reason,
+                sqlstate=sqlstate,
+                row=row,
+                target_row=None,
             )
-            for found in rejections
-        )
+            self.add([entry])
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Keeps entries."""
@@ -171,8 +205,11 @@ class Quarantine:
     def write_lines(self, path: Path) -> None:
         """Writes all entries to a file, one JSON object a line."""
         with path.open("w", encoding="utf-8") as file:
-            for entry in self.read():
+            for entry in self._read_stored():
                 file.write(_dump(describe_entry(entry)) + "\n")
+
+    def _read_stored(self) -> Iterator[Entry]:
+        return (entry for entry in self.read() if entry.verdict is not Verdict.MENDED)
 
     async def store(self, connection: Connection, run_id: str, tables: Sequence[str]) -> None:
         """Writes the entries to ``migrator.rejected_rows`` in place of those of earlier runs.
@@ -184,29 +221,31 @@ class Quarantine:
         """
         await connection.execute(load_query("quarantine_schema"))
         await connection.execute(
-            "DELETE FROM migrator.rejected_rows WHERE table_name = ANY($1) AND resolved_at IS NULL",
-            list(tables),
+            "DELETE FROM migrator.rejected_rows WHERE table_name = ANY($1) AND resolved_at IS NULL", list(tables)
         )
         await connection.copy_records_to_table(
-            "rejected_rows",
-            schema_name="migrator",
-            columns=(
-                "run_id",
-                "table_name",
-                "row_number",
-                "verdict",
-                "column_name",
-                "value",
-                "reason",
-                "sqlstate",
-                "row",
-                "target_row",
-            ),
-            records=self._read_records(run_id),
+            "rejected_rows", schema_name="migrator", columns=_STORED, records=self._read_records(run_id)
+        )
+
+    def list_numbers(self, table: str) -> list[int]:
+        """Lists the numbers of a table's rows that are not in the target."""
+        query = "SELECT DISTINCT number FROM entries WHERE table_name = ? AND verdict IN ('rejected', 'conflicting')"
+        return [int(row[0]) for row in self._scratch.execute(query, (table,))]
+
+    async def update(self, connection: Connection, table: str, run_id: str) -> None:
+        """Writes anew, after a retry, why rows of a table still cannot go in."""
+        await connection.executemany(
+            "UPDATE migrator.rejected_rows SET run_id = $3, column_name = $4, reason = $5, sqlstate = $6"
+            " WHERE table_name = $1 AND row_number = $2 AND verdict = 'rejected' AND resolved_at IS NULL",
+            [
+                (e.table, e.number, run_id, e.column, e.reason, e.sqlstate)
+                for e in self._read_stored()
+                if e.table == table and e.verdict is not Verdict.NULLED
+            ],
         )
 
     async def _read_records(self, run_id: str) -> AsyncIterator[tuple[Any, ...]]:
-        for e in self.read():
+        for e in self._read_stored():
             yield (
                 run_id,
                 e.table,
@@ -222,8 +261,7 @@ class Quarantine:
 
     async def recall(self, connection: Connection) -> None:
         """Takes up what earlier runs stored in the database, so that a later ``verify`` knows of it."""
-        exists = await connection.fetchval("SELECT to_regclass('migrator.rejected_rows') IS NOT NULL")
-        if not exists:
+        if not await self._is_stored(connection):
             return
         async for row in connection.cursor(load_query("quarantine_recall"), prefetch=_FETCH):
             self.add([Entry(row[0], row[1], Verdict(row[2]), *row[3:])])

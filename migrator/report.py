@@ -91,7 +91,7 @@ class Report(_Frozen):
     schema_version: int = SCHEMA_VERSION
     run_id: str
     client: str
-    command: Literal["migrate", "verify"] = "migrate"
+    command: Literal["migrate", "verify", "retry-rejected"] = "migrate"
     dry_run: bool = False
     status: Status
     source: SourceReport

@@ -25,7 +25,7 @@ from urllib.parse import quote
 from migrator.datatypes import TEXT_KINDS, DataType, Kind
 from migrator.plan import ColumnPlan, TablePlan
 from migrator.source import SqliteValue, identify_rows, quote_sqlite
-from migrator.target import Connection, quote_name
+from migrator.target import Connection, quote_literal, quote_name
 
 _FETCH = 10_000
 _SHOWN_DIFFERENCES = 5
@@ -500,6 +500,19 @@ async def digest_target(connection: Connection, plan: TablePlan, restriction: st
     return Digest(row["rows"], f"{int(row['first']) & _MASK:016x}{int(row['second']) & _MASK:016x}")
 
 
+def exclude_mended(plan: TablePlan) -> str:
+    """Gives the condition, over the alias ``t``, that a row was not mended after it had been rejected.
+
+    SQLite still holds such a row as it was, so neither side's digest counts it.
+    """
+    key = write_key(plan) or "''"
+    return (
+        f"({key}) NOT IN (SELECT m.target_key FROM migrator.rejected_rows AS m"
+        f" WHERE m.table_name = {quote_literal(plan.table.name)}"
+        f" AND m.resolved_at IS NOT NULL AND m.target_key IS NOT NULL)"
+    )
+
+
 # --- What differs --------------------------------------------------------------------------------
 
 
@@ -540,9 +553,10 @@ async def find_differences(
         return [await _describe_difference(connection, source, plan, canonical, row) for row in rows]
 
 
-def write_key(plan: TablePlan) -> str:
-    """Writes the SQL of a target row's primary key as text, over the alias ``t``."""
-    columns = [column for column in plan.columns if column.name in plan.primary_key]
+def write_key(plan: TablePlan, names: Sequence[str] | None = None) -> str:
+    """Writes the SQL of a target row's primary key, or of some columns, as text over the alias ``t``."""
+    key = plan.primary_key if names is None else names
+    columns = [column for column in plan.columns if column.name in key]
     return _join([f"coalesce({_write_column(column)}, '{_NULL}') || '|'" for column in columns])
 
 

@@ -1,5 +1,5 @@
--- The rows that earlier runs kept back and that nobody has mended since.
-SELECT table_name, row_number, verdict, column_name, value::text, reason, sqlstate, "row"::text, target_row::text
+-- The rows that are not in the target as they are in SQLite: kept back by earlier runs, or mended since.
+SELECT table_name, row_number, CASE WHEN resolved_at IS NULL THEN verdict ELSE 'mended' END, column_name,
+       value::text, reason, sqlstate, "row"::text, target_row::text
   FROM migrator.rejected_rows
- WHERE resolved_at IS NULL
  ORDER BY table_name, row_number

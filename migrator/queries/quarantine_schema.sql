@@ -11,7 +11,9 @@ CREATE TABLE IF NOT EXISTS migrator.rejected_rows (
     reason text NOT NULL,
     sqlstate text,
     "row" jsonb NOT NULL,
+    mended jsonb,
     target_row jsonb,
+    target_key text,
     found_at timestamptz NOT NULL DEFAULT now(),
     resolved_at timestamptz
 );
@@ -19,4 +21,6 @@ COMMENT ON TABLE migrator.rejected_rows IS
     'Rows of the SQLite source that are not in this database as they were, each whole and with the reason.';
 COMMENT ON COLUMN migrator.rejected_rows.row_number IS
     'The row''s rowid in SQLite, or its place by primary key in a table without rowids.';
+COMMENT ON COLUMN migrator.rejected_rows.mended IS
+    'Put the mended row here, in the form of "row", and run ''migrator retry-rejected''.';
 CREATE INDEX IF NOT EXISTS rejected_rows_by_row ON migrator.rejected_rows (table_name, row_number);
