@@ -6,7 +6,7 @@ RUN := $(COMPOSE) --profile migrate run --rm --quiet-pull
 CHOSEN = $(if $(CLIENT),--client $(CLIENT),--all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docker lint secrets up down logs psql migrate verify report add-client need-client
+.PHONY: help setup demo test test-docker test-faults dirt lint secrets up down logs psql migrate verify report add-client need-client
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -30,10 +30,16 @@ lint: setup ## ruff and mypy --strict
 	.venv/bin/mypy
 
 test: lint ## ruff, mypy and the test suite against a real PostgreSQL
-	.venv/bin/python -m pytest --doctest-modules migrator tests --ignore tests/docker
+	.venv/bin/python -m pytest --doctest-modules migrator tests --ignore tests/docker --ignore tests/faults
 
 test-docker: setup ## the tests that drive the real stack; they need a Docker Engine
 	.venv/bin/python -m pytest tests/docker
+
+test-faults: setup ## kill -9 the job and the server at many moments, cut connections, fill disks
+	.venv/bin/python -m pytest -rP tests/faults
+
+dirt: setup ## measure what pgloader and this project make of dirt, into docs/DIRT.md
+	.venv/bin/python -m bench.dirt
 
 secrets: ## make a password for each role in secrets/, and the folders that the job writes
 	@CLIENTS='$(CLIENTS)' sh initdb/bin/make-secrets.sh

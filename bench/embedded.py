@@ -23,13 +23,17 @@ _START_SECONDS = 60
 
 
 class EmbeddedServer:
-    """A PostgreSQL server that lives in a folder and listens on one port of 127.0.0.1."""
+    """A PostgreSQL server that lives in a folder and listens on one port of 127.0.0.1.
 
-    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
+    ``auth`` is the method of its pg_hba.conf; pgloader knows none newer than md5.
+    """
+
+    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None, auth: str = "scram-sha-256") -> None:
         self.folder = folder
         self.port = _find_free_port()
         self.admin_password = secrets.token_urlsafe(18)
         self._settings = dict(settings or {})
+        self._auth = auth
         self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._programs: Path | None = None
@@ -112,7 +116,7 @@ class EmbeddedServer:
                 str(self._programs / "initdb"),
                 f"--pgdata={self._data}",
                 f"--username={ADMIN}",
-                "--auth=scram-sha-256",
+                f"--auth={self._auth}",
                 f"--pwfile={password}",
                 "--encoding=UTF8",
                 "--locale=C",

@@ -170,7 +170,8 @@ async def _report(run: _Run, options: JobOptions, command: str, work: Callable[[
     except OSError as failure:
         status, error = "failed", f"{failure.filename or options.work_dir}: {failure.strerror or failure}"
     except sqlite3.Error as failure:
-        status, error = "failed", f"{run.client.sqlite_path}: {failure}"
+        # The snapshot was checked page by page, so what fails now is the disk that it lies on.
+        status, error = "failed", f"{options.work_dir} (BACKUPS_DIR): {failure}"
     finally:
         run.watch.finish(run.client.id)
     report = Report(

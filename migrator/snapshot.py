@@ -6,8 +6,8 @@ The rules about which companion file means what are SQLite's own:
 https://www.sqlite.org/wal.html#read_only_databases and https://www.sqlite.org/atomiccommit.html
 """
 
+import errno
 import hashlib
-import os
 import shutil
 import sqlite3
 import time
@@ -23,6 +23,7 @@ HEADER_BYTES = 100
 SNAPSHOT_FILE = "snapshot.db"
 CANNOT_OPEN_READ_ONLY = ("SQLITE_READONLY", "SQLITE_CANTOPEN")
 LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
+DISK_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 STABLE_COPY_ATTEMPTS = 5
 
 
@@ -70,10 +71,9 @@ def take_snapshot(source: Path, folder: Path, *, lock_timeout: float = 30.0) -> 
         _copy_database(source, path, header, lock_timeout)
         _check_snapshot(source, path)
     except OSError as error:
-        raise SnapshotError(
-            f"{source} cannot be copied to {folder}: {error.strerror}. The copy needs as much "
-            f"space as the file; BACKUPS_DIR says where it goes"
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SnapshotError(_describe_full_disk(source, folder)) from error
+        raise SnapshotError(f"{source} cannot be copied to {folder}: {error.strerror}") from error
     return Snapshot(
         path=path,
         source_path=source,
@@ -86,6 +86,13 @@ def take_snapshot(source: Path, folder: Path, *, lock_timeout: float = 30.0) -> 
 def open_snapshot(path: Path) -> sqlite3.Connection:
     """Opens a snapshot for reading; nothing can change it, so no locks are taken."""
     return sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+
+def _describe_full_disk(source: Path, folder: Path) -> str:
+    return (
+        f"{source} cannot be copied: no space left on the disk of {folder.parent}. The copy needs as much space as "
+        f"the file; BACKUPS_DIR says where it goes"
+    )
 
 
 def _read_header(source: Path) -> Header:
@@ -144,6 +151,8 @@ def _copy_database(source: Path, path: Path, header: Header, lock_timeout: float
                 f"{source} stayed locked for {lock_timeout:g} s. Another process holds it: stop "
                 f"that process or try again"
             ) from error
+        if name.startswith(DISK_FULL):
+            raise SnapshotError(_describe_full_disk(source, path.parent)) from error
         if not name.startswith(CANNOT_OPEN_READ_ONLY):
             raise SnapshotError(f"{source} cannot be read: {error}") from error
         path.unlink(missing_ok=True)
@@ -206,6 +215,8 @@ def _check_snapshot(source: Path, path: Path) -> None:
         connection.execute("PRAGMA journal_mode = DELETE").fetchone()
         problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
     except sqlite3.DatabaseError as error:
+        if _error_name(error).startswith(DISK_FULL):
+            raise SnapshotError(_describe_full_disk(source, path.parent)) from error
         raise SnapshotError(
             f"{source} is damaged: {error}. Restore it from a backup, or mend it with 'sqlite3 {source.name} .recover'"
         ) from error
@@ -233,9 +244,3 @@ def _error_name(error: sqlite3.Error) -> str:
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe_space(folder: Path) -> int:
-    """Tells how many bytes this process may still write in ``folder``."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
