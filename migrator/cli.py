@@ -4,11 +4,9 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC
 from functools import wraps
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 from click.core import ParameterSource
@@ -23,6 +21,7 @@ from migrator.plan import Orphans
 from migrator.progress import ProgressBars, ProgressEvents
 from migrator.report import Report, choose_exit_code, make_console, print_reports, read_latest
 from migrator.settings import Settings, load_settings
+from migrator.zones import parse_zone
 
 Command = Callable[..., Any]
 
@@ -65,7 +64,7 @@ def _source_options(command: Command) -> Command:
             envvar="POSTGRES_URL",
             help="Where it goes; the password comes from PGPASSWORD or PGPASSFILE.",
         ),
-        click.option("--time-zone", default="UTC", show_default=True, help="The zone of moments without an offset."),
+        click.option("--time-zone", help="The zone of moments without an offset, instead of the client's own."),
         click.option(
             "--connect-timeout",
             type=click.FloatRange(min=0),
@@ -216,15 +215,8 @@ def _make_options(
     add_columns: bool = False,
     lock_timeout: float = 10.0,
 ) -> JobOptions:
-    try:
-        # Python's own UTC is the one that the verification has a short way for.
-        zone = UTC if arguments["time_zone"].upper() == "UTC" else ZoneInfo(arguments["time_zone"])
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ConfigurationError(
-            f"--time-zone {arguments['time_zone']} is no zone; take one such as Europe/Moscow"
-        ) from None
+    zone = parse_zone(arguments["time_zone"], "--time-zone") if arguments["time_zone"] else None
     load = LoadOptions(
-        zone=zone,
         batch_size=arguments.get("batch_size", 10_000),
         widen_above=arguments.get("widen_above", 0.05),
         max_rejected=arguments.get("max_rejected"),
@@ -239,6 +231,7 @@ def _make_options(
         lock_timeout=lock_timeout,
         connect_timeout=arguments["connect_timeout"],
         source_timeout=arguments["source_timeout"],
+        zone=zone,
     )
 
 

@@ -5,6 +5,7 @@ rounded, cut or guessed. Batches are converted column by column, and only a batc
 value is gone through row by row.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 from migrator.datatypes import INTEGER_BITS, TEXT_KINDS, DataType, Kind
 from migrator.source import Batch, Row, SqliteValue
+from migrator.zones import Clock, judge_local
 
 Value = Any
 ConvertOne = Callable[[Any], Value]
@@ -77,6 +79,8 @@ class Converter:
         self._datatype = datatype
         self._not_null = not_null
         self._convert = _choose(datatype, zone)
+        self._local = zone if datatype.kind is Kind.TIMESTAMPTZ and zone is not UTC else None
+        self.clock_changes: Counter[Clock] = Counter()
         self._passes = _PASSING.get(datatype.kind)
         self._memo: dict[Any, Value] = {}
 
@@ -90,7 +94,19 @@ class Converter:
             if self._not_null:
                 raise Unfit("NULL in a column that is NOT NULL")
             return None
+        if self._local is not None:
+            self._judge(value, self._local)
         return self._convert(value)
+
+    def _judge(self, value: SqliteValue, zone: tzinfo) -> None:
+        """Counts local times that a clock change makes ambiguous."""
+        if not isinstance(value, str) or len(value) < len("2024-01-01 00:00") or value[-1:] in "zZ":
+            return
+        match = _MOMENT.fullmatch(value.strip(" "))
+        if match and match[2] and not match[4]:
+            with contextlib.suppress(ValueError):
+                moment = datetime.fromisoformat(f"{match[1]}T{match[2]}")
+                self.clock_changes[judge_local(moment, zone)] += 1
 
     def convert_all(self, values: Sequence[SqliteValue]) -> Sequence[Value]:
         """Converts a whole column of a batch.
@@ -121,6 +137,9 @@ class Converter:
         convert = self._convert
         if len(memo) > _MEMO_LIMIT:
             memo.clear()
+        if self._local is not None:
+            for value in values:
+                self._judge(value, self._local)
         converted: list[Value] = []
         for value in values:
             if value is None:

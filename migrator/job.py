@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,6 +55,7 @@ from migrator.target import (
     read_target,
 )
 from migrator.verify import Difference, Digest, digest_source, digest_target, exclude_mended, find_differences
+from migrator.zones import Zone, find_zone
 
 ATTEMPTS = 3
 WORK_FOLDER = ".work"
@@ -73,6 +74,7 @@ class JobOptions:
         lock_timeout: how long, in seconds, another run on the same client is waited for.
         connect_timeout: how long, in seconds, a server that does not answer is tried.
         source_timeout: how long, in seconds, a locked SQLite file is waited for.
+        zone: where the client's own setting is not to count.
     """
 
     load: LoadOptions
@@ -83,6 +85,7 @@ class JobOptions:
     lock_timeout: float = 10.0
     connect_timeout: float = 60.0
     source_timeout: float = 30.0
+    zone: Zone | None = None
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ class _Run:
     watch: "Watch"
     snapshot: Snapshot | None = None
     server_version: str | None = None
+    zone: Zone | None = None
     tables: tuple[TableReport, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -166,7 +170,8 @@ async def _report(run: _Run, options: JobOptions, command: str, work: Callable[[
     except MigratorError as failure:
         status, error, failure_code = "failed", str(failure), failure.exit_code
     except asyncpg.PostgresError as failure:
-        status, error = "failed", f"{run.client.database.address}: {failure} (SQLSTATE {failure.sqlstate})"
+        said = " ".join(str(failure).split())
+        status, error = "failed", f"{run.client.database.address}: {said} (SQLSTATE {failure.sqlstate})"
     except OSError as failure:
         status, error = "failed", f"{failure.filename or options.work_dir}: {failure.strerror or failure}"
     except sqlite3.Error as failure:
@@ -260,7 +265,7 @@ def _remove_unlocked(folder: Path) -> None:
 
 
 async def _migrate(run: _Run, options: JobOptions, folder: Path) -> bool:
-    run.snapshot = await _snapshot(run, options, folder)
+    options = await _prepare(run, options, folder)
 
     def tell(state: tenacity.RetryCallState) -> None:
         outcome = state.outcome.exception() if state.outcome else None
@@ -284,6 +289,18 @@ async def _migrate(run: _Run, options: JobOptions, folder: Path) -> bool:
     raise AssertionError("unreachable")  # pragma: no cover
 
 
+async def _prepare(run: _Run, options: JobOptions, folder: Path) -> JobOptions:
+    """Takes the snapshot and settles in which zone its moments are read."""
+    run.snapshot = await _snapshot(run, options, folder)
+    snapshot = open_snapshot(run.snapshot.path)
+    try:
+        zone = options.zone or find_zone(snapshot, run.client.sqlite_path)
+    finally:
+        snapshot.close()
+    run.zone = zone
+    return replace(options, load=replace(options.load, zone=zone.info))
+
+
 async def _snapshot(run: _Run, options: JobOptions, folder: Path) -> Snapshot:
     started = time.monotonic()
     snapshot = await asyncio.to_thread(
@@ -302,6 +319,8 @@ async def _snapshot(run: _Run, options: JobOptions, folder: Path) -> Snapshot:
 async def _migrate_once(run: _Run, options: JobOptions, folder: Path) -> bool:
     assert run.snapshot is not None  # noqa: S101 - set by the caller
     run.notes.clear()
+    if run.zone is not None and run.zone.info is not UTC:
+        run.notes.append(f"moments without an offset are read in {run.zone.info} ({run.zone.origin})")
     run.tables = ()
     snapshot = open_snapshot(run.snapshot.path)
     quarantine = Quarantine(folder)
@@ -593,7 +612,8 @@ def _check_reports(reports: Sequence[TableReport], differences: Sequence[Differe
 
 
 async def _verify(run: _Run, options: JobOptions, folder: Path) -> bool:
-    run.snapshot = await _snapshot(run, options, folder)
+    options = await _prepare(run, options, folder)
+    assert run.snapshot is not None  # noqa: S101 - just taken
     snapshot = open_snapshot(run.snapshot.path)
     quarantine = Quarantine(folder)
     try:
@@ -663,6 +683,7 @@ async def _compare(
 
 
 async def _retry(run: _Run, options: JobOptions, folder: Path) -> bool:
+    options = await _prepare(run, options, folder)
     quarantine = Quarantine(folder)
     try:
         async with connect(run.client.database, connect_timeout=options.connect_timeout) as connection:

@@ -10,7 +10,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import tzinfo
+from datetime import UTC, tzinfo
 
 import asyncpg
 
@@ -23,6 +23,7 @@ from migrator.quarantine import Quarantine
 from migrator.source import Batch, count_rows, read_batches
 from migrator.target import Connection, quote_name
 from migrator.translate import translate_expression
+from migrator.zones import Clock
 
 # Errors that say something of a row; any other error is the server's, and ends the client's run.
 ROW_ERRORS = (
@@ -48,7 +49,7 @@ class LoadOptions:
         zone: the zone in which naive moments are read.
     """
 
-    zone: tzinfo
+    zone: tzinfo = UTC
     batch_size: int = 10_000
     widen_above: float = 0.05
     max_rejected: int | None = None
@@ -86,6 +87,7 @@ class _Tally:
     copied: int = 0
     unfit: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def decide_types(snapshot: sqlite3.Connection, plan: TablePlan, options: LoadOptions) -> TablePlan:
@@ -143,7 +145,7 @@ async def load_fresh(
             raise
         else:
             await savepoint.commit()
-            return Loaded(plan, tally.read, tally.copied, tuple(notes))
+            return Loaded(plan, tally.read, tally.copied, (*notes, *tally.notes))
 
 
 async def load_stage(
@@ -165,7 +167,7 @@ async def load_stage(
         connection, snapshot, plan, stage, replace(options, widen_above=1.0), quarantine, progress, None
     )
     await connection.execute(f"ANALYZE {quote_name(stage)}")
-    return Loaded(plan, tally.read, tally.copied)
+    return Loaded(plan, tally.read, tally.copied, tuple(tally.notes))
 
 
 def stage_type(column: ColumnPlan) -> str:
@@ -232,7 +234,7 @@ async def _copy_table(
     columns = [column.name for column in plan.loaded]
     if schema is None:
         columns.insert(0, "migrator_number")
-    async for batch, converted in _convert_table(snapshot, plan, options):
+    async for batch, converted in _convert_table(snapshot, plan, options, tally):
         tally.unfit.update(converted.unfit)
         tally.nulls.update(converted.nulls)
         _check_share(tally, allowed)
@@ -294,7 +296,7 @@ def _widen(
 
 
 async def _convert_table(
-    snapshot: sqlite3.Connection, plan: TablePlan, options: LoadOptions
+    snapshot: sqlite3.Connection, plan: TablePlan, options: LoadOptions, tally: _Tally
 ) -> AsyncIterator[tuple[Batch, Converted]]:
     """Reads and converts one batch ahead, in a thread, while the batch before it is copied."""
     loaded = plan.loaded
@@ -311,11 +313,24 @@ async def _convert_table(
         while (found := await ahead) is not None:
             ahead = asyncio.ensure_future(asyncio.to_thread(step))
             yield found
+        tally.notes += _note_clock_changes(plan, converters, options)
     finally:
         # The thread uses the snapshot until it ends, so it is waited for whatever happened here.
         with contextlib.suppress(Exception):
             await asyncio.shield(ahead)
         batches.close()  # type: ignore[attr-defined]
+
+
+def _note_clock_changes(plan: TablePlan, converters: Sequence[Converter], options: LoadOptions) -> list[str]:
+    notes = []
+    for converter in converters:
+        repeated, skipped = (converter.clock_changes[kind] for kind in (Clock.REPEATED, Clock.SKIPPED))
+        if repeated or skipped:
+            notes.append(
+                f"{plan.name}.{converter.name}: {repeated} local times occur twice in {options.zone} and were read as "
+                f"the first; {skipped} do not occur and were read with the offset from before the clock change"
+            )
+    return notes
 
 
 class _Copier:

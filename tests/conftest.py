@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
-from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ class Lab:
         self.database = Database("127.0.0.1", server.port, f"{name}_db", f"{name}_user", SecretStr("secret"))
         self.client = Client(name, folder / "bookings.db", self.database)
         self.options = JobOptions(
-            load=LoadOptions(zone=UTC),
+            load=LoadOptions(),
             work_dir=folder / "work",
             reports_dir=folder / "reports",
             connect_timeout=5,

@@ -146,7 +146,7 @@ def test_file_that_is_no_database(fleet: Fleet, content: bytes | None, message: 
         (["migrate", "--sqlite-path", "x.db"], "--sqlite-path needs --postgres-url"),
         (["migrate", "--sqlite-path", "x.db", "--postgres-url", "postgresql://u@h/d"], "x.db does not exist"),
         (["migrate", "--sqlite-path", "x.db", "--postgres-url", "postgresql://u:p@h/d"], "holds a password"),
-        (["migrate", "--all", "--time-zone", "Mars/Base"], "Mars/Base is no zone"),
+        (["migrate", "--all", "--time-zone", "Mars/Base"], "'Mars/Base' is no time zone"),
         (["report", "--client", "client_001"], "has no report yet"),
     ],
 )

@@ -1,12 +1,14 @@
 """The proof: whatever is changed behind the migration's back is found and named."""
 
 import sqlite3
+from dataclasses import replace
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from migrator import convert, load
 from migrator.datatypes import Kind
+from migrator.zones import Zone
 from tests.conftest import Lab
 
 SCRIPT = """
@@ -128,7 +130,7 @@ def test_row_lost_on_the_way_shows(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("zone", ["Europe/Moscow", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
 def test_zones_with_hours_that_repeat_or_are_skipped(lab: Lab, zone: str) -> None:
-    lab.set_load(zone=ZoneInfo(zone))
+    lab.options = replace(lab.options, zone=Zone(ZoneInfo(zone), "test"))
     days = [
         "2024-03-31",
         "2024-10-27",

@@ -147,7 +147,7 @@ def test_disk_of_the_job_is_full(bench: Bench, small_disk: Path) -> None:
     outcome = bench.run(BACKUPS_DIR=str(small_disk))
     assert outcome.code == 1
     error = str(outcome.find("client_failed")[0]["error"])
-    assert "bookings.db" in error and ("No space left" in error or "disk is full" in error)
+    assert "bookings.db" in error and "no space left" in error
     assert "BACKUPS_DIR" in error
     assert list(small_disk.iterdir()) == []
     assert not bench.check_all_or_nothing()
@@ -174,7 +174,7 @@ def test_disk_of_the_server_is_full(bench: Bench, small_disk: Path) -> None:
     try:
         outcome = bench.run()
         assert outcome.code == 1
-        assert "No space left on device (SQLSTATE 53100)" in str(outcome.find("client_failed")[0]["error"])
+        assert "(SQLSTATE 53100)" in str(outcome.find("client_failed")[0]["error"])
         assert not bench.check_all_or_nothing()
     finally:
         bench.sql(f"ALTER ROLE {CLIENT}_user RESET default_tablespace")
