@@ -19,6 +19,19 @@ USER 10001:10001
 ENTRYPOINT ["/app/bin/python", "-m", "migrator"]
 CMD ["--help"]
 
+# Only this one has the Docker SDK; the migrate job needs no Docker socket and gets none.
+FROM build AS build-cutover
+COPY requirements-cutover.lock .
+RUN python3 -m pip --python /app/bin/python install --no-cache-dir --no-compile --require-hashes --only-binary=:all: \
+      -r requirements-cutover.lock
+
+FROM python:3.13-slim AS cutover
+COPY --from=build-cutover /app /app
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    CLIENTS_DIR=/clients REPORTS_DIR=/reports BACKUPS_DIR=/backups SECRETS_DIR=/run/secrets/clients
+ENTRYPOINT ["/app/bin/python", "-m", "migrator"]
+CMD ["--help"]
+
 FROM postgres:16-alpine AS postgres
 COPY initdb/ /docker-entrypoint-initdb.d/
 COPY initdb/bin/entrypoint.sh initdb/bin/healthcheck.sh /usr/local/bin/

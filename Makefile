@@ -6,7 +6,7 @@ RUN := $(COMPOSE) --profile migrate run --rm --quiet-pull
 CHOSEN = $(if $(CLIENT),--client $(CLIENT),--all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docker test-faults dirt lint secrets up down logs psql migrate verify report add-client need-client
+.PHONY: help setup demo test test-docker test-faults dirt lint secrets up down logs psql migrate verify cutover rollback status report add-client need-client
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -61,6 +61,20 @@ migrate: ## migrate all clients, or one: make migrate CLIENT=client_003
 
 verify: ## compare SQLite and PostgreSQL as both are now
 	$(RUN) --build migrate verify $(CHOSEN) $(ARGS)
+
+INTERACTIVE := $(shell test -t 0 && echo yes)
+# HOST=1 runs the move on this host instead of in a container that has the Docker socket.
+HOST_JOB = POSTGRES_HOST=127.0.0.1 .venv/bin/python -m migrator
+MOVE = $(if $(HOST),$(HOST_JOB),$(COMPOSE) --profile $@ run --rm --build --quiet-pull $(if $(INTERACTIVE),,-T) $@)
+
+cutover: need-client $(if $(HOST),setup) ## move a running bot to PostgreSQL: make cutover CLIENT=client_003
+	$(MOVE) cutover --client $(CLIENT) $(ARGS)
+
+rollback: $(if $(HOST),setup) ## move it back, with all that was booked since: make rollback CLIENT=client_003
+	$(MOVE) rollback $(if $(CLIENT),--client $(CLIENT)) $(ARGS)
+
+status: ## one line a client: on SQLite or PostgreSQL, last run, rows, backup, open journal
+	@$(RUN) --no-deps migrate status
 
 report: ## show the latest report
 	@$(RUN) --no-deps migrate report $(CHOSEN)

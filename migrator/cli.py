@@ -13,13 +13,23 @@ from click.core import ParameterSource
 
 from migrator import __version__
 from migrator.clients import Client, discover_clients, parse_url, select_clients
+from migrator.container import Patience
+from migrator.cutover import Move, cut_over, describe_client, purge, read_state, roll_back
 from migrator.errors import ConfigurationError, MigratorError
 from migrator.job import JobOptions, Watch, migrate_client, retry_client, verify_client
 from migrator.load import LoadOptions
 from migrator.logs import configure_logs, get_logger
 from migrator.plan import Orphans
 from migrator.progress import ProgressBars, ProgressEvents
-from migrator.report import Report, choose_exit_code, make_console, print_reports, read_latest
+from migrator.report import (
+    Report,
+    choose_exit_code,
+    find_latest,
+    make_console,
+    print_reports,
+    print_status,
+    read_latest,
+)
 from migrator.settings import Settings, load_settings
 from migrator.zones import parse_zone
 
@@ -177,6 +187,115 @@ def report(ids: Sequence[str], everyone: bool, as_json: bool) -> None:
         print_reports(reports, make_console(), tables=True)
         _print_notes(reports)
     sys.exit(choose_exit_code(found.exit_code for found in reports))
+
+
+def _move_options(command: Command) -> Command:
+    for option in (
+        click.option("--client", "ids", multiple=True, metavar="ID", help="A client; may be repeated."),
+        click.option("--time-zone", help="The zone of moments without an offset, instead of the client's own."),
+        click.option(
+            "--healthy-within",
+            type=click.FloatRange(min=1),
+            default=60.0,
+            show_default=True,
+            help="Seconds within which a started bot must pass its health check.",
+        ),
+        click.option(
+            "--settled-after",
+            type=click.FloatRange(min=0),
+            default=5.0,
+            show_default=True,
+            help="Seconds that a bot without a health check must run without a restart.",
+        ),
+        click.option("--connect-timeout", type=click.FloatRange(min=0), default=60.0, show_default=True),
+        click.option("--source-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_move_options
+@click.option("--refuse-rejected", is_flag=True, help="Leave the bot where it is if rows would be quarantined.")
+@_catch
+def cutover(refuse_rejected: bool, **arguments: Any) -> None:
+    """Move running bots to PostgreSQL: stop, load the rest, verify, switch .env, start, wait until healthy."""
+    settings = load_settings()
+    if not arguments["ids"]:
+        raise ConfigurationError("name the client with --client ID; a cutover stops its bot for a moment")
+    moves = _make_moves(settings, arguments, accept_rejected=not refuse_rejected)
+    _finish_moves([asyncio.run(cut_over(move)) for move in moves])
+
+
+@main.command()
+@_move_options
+@click.option(
+    "--discard-new", is_flag=True, help="Back to the file as it was; what came since stays in PostgreSQL alone."
+)
+@click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal and no client is named.")
+@_catch
+def rollback(discard_new: bool, yes: bool, **arguments: Any) -> None:
+    """Move bots back to SQLite with everything that was booked in between."""
+    settings = load_settings()
+    arguments["ids"] = arguments["ids"] or [_ask_client(settings, yes=yes)]
+    moves = _make_moves(settings, arguments)
+    _finish_moves([asyncio.run(roll_back(move, discard_new=discard_new)) for move in moves])
+
+
+def _ask_client(settings: Settings, *, yes: bool) -> str:
+    """Lists what can be rolled back and asks which; it never guesses."""
+    found = [c for c in discover_clients(settings) if read_state(settings, c).side == "postgresql"]
+    if not found:
+        raise ConfigurationError("no client is on PostgreSQL; there is nothing to roll back")
+    listed = "; ".join(f"{c} (since {read_state(settings, c).changed_at})" for c in found)
+    if yes and len(found) == 1:
+        return found[0]
+    if yes or not sys.stdin.isatty():
+        raise ConfigurationError(
+            f"can be rolled back: {listed}. Name one with --client ID (make rollback CLIENT=ID)"
+            + ("" if yes else ", or give --yes if it is the only one")
+        )
+    click.echo(f"Can be rolled back: {listed}")
+    return str(click.prompt("Which one", type=click.Choice(found)))
+
+
+@main.command("purge")
+@_move_options
+@click.option("--yes", is_flag=True, help="Really drop the tables.")
+@_catch
+def purge_command(yes: bool, **arguments: Any) -> None:
+    """Drop clients' tables from PostgreSQL after a rollback."""
+    settings = load_settings()
+    if not arguments["ids"]:
+        raise ConfigurationError("name the client with --client ID")
+    if not yes:
+        raise ConfigurationError("this drops all of the client's tables in PostgreSQL; say so with --yes")
+    for move in _make_moves(settings, arguments):
+        tables = asyncio.run(purge(move))
+        get_logger().info("client_purged", client=move.client.id, tables=tables)
+
+
+@main.command()
+@_catch
+def status() -> None:
+    """Show on which side each client is, its last run, its rows and its backup."""
+    settings = load_settings()
+    clients = discover_clients(settings)
+    print_status([describe_client(settings, c, find_latest(settings.reports_dir, c)) for c in clients], make_console())
+
+
+def _make_moves(settings: Settings, arguments: dict[str, Any], *, accept_rejected: bool = True) -> list[Move]:
+    patience = Patience(healthy=arguments["healthy_within"], settled=arguments["settled_after"])
+    return [
+        Move(client, settings, _make_options(settings, arguments), patience, accept_rejected=accept_rejected)
+        for client in select_clients(settings, arguments["ids"])
+    ]
+
+
+def _finish_moves(reports: Sequence[Report]) -> None:
+    code = choose_exit_code(found.exit_code for found in reports)
+    get_logger().info("job_finished", clients=len(reports), exit_code=int(code))
+    sys.exit(int(code))
 
 
 def _print_notes(reports: Sequence[Report]) -> None:

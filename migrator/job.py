@@ -17,6 +17,7 @@ import asyncpg
 import tenacity
 
 from migrator.clients import Client
+from migrator.delta import renew_tables
 from migrator.errors import (
     ConfigurationError,
     ExitCode,
@@ -37,6 +38,7 @@ from migrator.load import (
     load_stage,
 )
 from migrator.logs import Logger, get_logger
+from migrator.owners import adopt
 from migrator.plan import Orphans, Plan, TablePlan, make_plan, resolve_parent
 from migrator.quarantine import Quarantine, Verdict
 from migrator.report import Report, SourceReport, TableReport, TargetReport, locate_run, write_report
@@ -151,6 +153,20 @@ async def retry_client(client: Client, options: JobOptions, watch: Watch | None 
     return await _report(run, options, "retry-rejected", lambda folder: _retry(run, options, folder))
 
 
+async def renew_client(client: Client, options: JobOptions, snapshot: Snapshot) -> Report:
+    """Brings a client that was migrated before up to a newer snapshot by its changed rows alone.
+
+    Args:
+        client: from where to where.
+        options: how.
+        snapshot: the client's file as it is now; rows that it does not hold go from the target.
+    """
+    run = _begin(client, Watch())
+    run.snapshot = snapshot
+    run.log.info("renew_started", source=str(snapshot.path), target=client.database.address)
+    return await _report(run, options, "cutover", lambda folder: _renew(run, options, folder))
+
+
 def _begin(client: Client, watch: Watch) -> _Run:
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -237,6 +253,7 @@ def _work_folder(work_dir: Path, client: str, run_id: str) -> Iterator[Path]:
             _remove_unlocked(leftover)
         folder = work_dir / f"{client}.{run_id}"
         folder.mkdir(mode=0o700)
+        adopt(work_dir, work_dir.parent)
     except OSError as error:
         raise SnapshotError(
             f"{work_dir} cannot be written: {error.strerror}. BACKUPS_DIR must be a folder that uid {os.geteuid()} may "
@@ -291,7 +308,8 @@ async def _migrate(run: _Run, options: JobOptions, folder: Path) -> bool:
 
 async def _prepare(run: _Run, options: JobOptions, folder: Path) -> JobOptions:
     """Takes the snapshot and settles in which zone its moments are read."""
-    run.snapshot = await _snapshot(run, options, folder)
+    if run.snapshot is None:
+        run.snapshot = await _snapshot(run, options, folder)
     snapshot = open_snapshot(run.snapshot.path)
     try:
         zone = options.zone or find_zone(snapshot, run.client.sqlite_path)
@@ -706,3 +724,77 @@ async def _retry(run: _Run, options: JobOptions, folder: Path) -> bool:
         for table in retried
     )
     return any(table.left for table in retried)
+
+
+async def _renew(run: _Run, options: JobOptions, folder: Path) -> bool:
+    options = await _prepare(run, options, folder)
+    assert run.snapshot is not None  # noqa: S101 - given by the caller
+    snapshot = open_snapshot(run.snapshot.path)
+    quarantine = Quarantine(folder)
+    try:
+        async with connect(run.client.database, connect_timeout=options.connect_timeout) as connection:
+            try:
+                await lock_client(connection, run.client.id, lock_timeout=options.lock_timeout)
+                async with connection.transaction():
+                    await _renew_locked(run, options, connection, snapshot, quarantine)
+                    _write_rejected(run, options, quarantine)
+            except TRANSIENT as error:
+                raise TransientError(f"{run.client.database.address}: the connection was lost: {error}") from error
+    finally:
+        quarantine.close()
+        snapshot.close()
+    return any(table.rows_rejected or table.rows_conflicting for table in run.tables)
+
+
+async def _renew_locked(
+    run: _Run, options: JobOptions, connection: Connection, snapshot: sqlite3.Connection, quarantine: Quarantine
+) -> None:
+    assert run.snapshot is not None  # noqa: S101 - given by the caller
+    await quarantine.recall_mended(connection)
+    await quarantine.recall(connection, [Verdict.MENDED])
+    target = await read_target(connection)
+    run.server_version = target.server_version
+    plan = make_plan(read_source(snapshot), target)
+    missing = [table.name for table in plan.tables if table.existing is None]
+    if missing:
+        raise TargetError(f"{', '.join(missing)}: new in SQLite since the first copy; begin again")
+    renewed = await renew_tables(
+        connection, snapshot, run.snapshot.path, plan, target, options.load, quarantine, run.notes
+    )
+    target = await read_target(connection)
+    reports: list[TableReport] = []
+    differences: list[Difference] = []
+    for found in renewed:
+        table = found.plan
+        await set_sequences(connection, snapshot, table, target.tables[table.name].columns, run.notes)
+        name = table.table.name
+        kept = exclude_mended(table) if quarantine.count(name, Verdict.MENDED) else None
+        ours, theirs = await asyncio.gather(
+            asyncio.to_thread(digest_source, run.snapshot.path, table, options.load.zone, quarantine.path),
+            digest_target(connection, table, kept),
+        )
+        rejected, conflicting = quarantine.count(name), quarantine.count(name, Verdict.CONFLICTING)
+        if found.removed:
+            run.notes.append(
+                f"{table.name}: {found.removed} rows were changed or deleted in SQLite since the first copy"
+            )
+        reports.append(
+            TableReport(
+                name=name,
+                rows_read=found.rows,
+                rows_inserted=found.inserted,
+                rows_already_present=found.rows - found.inserted - rejected - conflicting,
+                rows_conflicting=conflicting,
+                rows_rejected=rejected,
+                verified=ours == theirs,
+                digest_source=ours.value,
+                digest_target=theirs.value,
+            )
+        )
+        if ours != theirs:
+            differences += await find_differences(
+                connection, run.snapshot.path, table, options.load.zone, quarantine.path, kept
+            )
+    run.tables = tuple(reports)
+    _check_reports(reports, differences)
+    await quarantine.store(connection, run.run_id, [table.table.name for table in plan.tables])

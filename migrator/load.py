@@ -20,7 +20,7 @@ from migrator.errors import TooManyRejectedError
 from migrator.evidence import TEXT_SHARE, choose_type, describe_evidence, weigh_columns
 from migrator.plan import ColumnPlan, Orphans, TablePlan
 from migrator.quarantine import Quarantine
-from migrator.source import Batch, count_rows, read_batches
+from migrator.source import Batch, count_rows, read_batches, read_rows
 from migrator.target import Connection, quote_name
 from migrator.translate import translate_expression
 from migrator.zones import Clock
@@ -156,15 +156,27 @@ async def load_stage(
     options: LoadOptions,
     quarantine: Quarantine,
     progress: Progress,
+    numbers: Sequence[int] | None = None,
 ) -> Loaded:
-    """Fills a temporary table with the rows for a table that exists; nothing is widened here."""
+    """Fills a temporary table with the rows for a table that exists; nothing is widened here.
+
+    Args:
+        connection: within the client's transaction.
+        snapshot: the client's rows.
+        plan: a table that exists.
+        stage: the temporary table's name.
+        options: batch size, zone.
+        quarantine: where rows go that do not fit.
+        progress: told the number of rows after each batch.
+        numbers: the rows that count; all of them where it is left out.
+    """
     quarantine.forget(plan.table.name)
     columns = ", ".join(f"{quote_name(c.name)} {stage_type(c)}" for c in plan.loaded)
     await connection.execute(
         f"CREATE TEMP TABLE {quote_name(stage)} (migrator_number bigint NOT NULL, {columns}) ON COMMIT DROP"
     )
     tally = await _copy_table(
-        connection, snapshot, plan, stage, replace(options, widen_above=1.0), quarantine, progress, None
+        connection, snapshot, plan, stage, replace(options, widen_above=1.0), quarantine, progress, None, numbers
     )
     await connection.execute(f"ANALYZE {quote_name(stage)}")
     return Loaded(plan, tally.read, tally.copied, tuple(tally.notes))
@@ -227,6 +239,7 @@ async def _copy_table(
     quarantine: Quarantine,
     progress: Progress,
     schema: str | None,
+    numbers: Sequence[int] | None = None,
 ) -> _Tally:
     tally = _Tally()
     total = count_rows(snapshot, plan.table)
@@ -234,7 +247,7 @@ async def _copy_table(
     columns = [column.name for column in plan.loaded]
     if schema is None:
         columns.insert(0, "migrator_number")
-    async for batch, converted in _convert_table(snapshot, plan, options, tally):
+    async for batch, converted in _convert_table(snapshot, plan, options, tally, numbers):
         tally.unfit.update(converted.unfit)
         tally.nulls.update(converted.nulls)
         _check_share(tally, allowed)
@@ -296,13 +309,17 @@ def _widen(
 
 
 async def _convert_table(
-    snapshot: sqlite3.Connection, plan: TablePlan, options: LoadOptions, tally: _Tally
+    snapshot: sqlite3.Connection, plan: TablePlan, options: LoadOptions, tally: _Tally, numbers: Sequence[int] | None
 ) -> AsyncIterator[tuple[Batch, Converted]]:
     """Reads and converts one batch ahead, in a thread, while the batch before it is copied."""
     loaded = plan.loaded
     converters = [Converter(c.name, c.type, not_null=c.not_null, zone=options.zone) for c in loaded]
     places = [column.place for column in loaded]
-    batches = read_batches(snapshot, plan.table, options.batch_size)
+    batches = (
+        read_batches(snapshot, plan.table, options.batch_size)
+        if numbers is None
+        else read_rows(snapshot, plan.table, numbers)
+    )
 
     def step() -> tuple[Batch, Converted] | None:
         batch = next(batches, None)

@@ -161,7 +161,12 @@ class Quarantine:
                 row=row,
                 target_row=None,
             )
-            self.add([entry])
+            if entry.verdict is not Verdict.MENDED or not self._knows_mended(entry):
+                self.add([entry])
+
+    def _knows_mended(self, entry: Entry) -> bool:
+        query = "SELECT 1 FROM entries WHERE table_name = ? AND number = ? AND verdict = 'mended'"
+        return self._scratch.execute(query, (entry.table, entry.number)).fetchone() is not None
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Keeps entries."""
@@ -184,8 +189,8 @@ class Quarantine:
         )
 
     def forget(self, table: str) -> None:
-        """Drops a table's entries, since the table is loaded anew."""
-        self._scratch.execute("DELETE FROM entries WHERE table_name = ?", (table,))
+        """Drops a table's entries, since the table is loaded anew; what was mended stays so."""
+        self._scratch.execute("DELETE FROM entries WHERE table_name = ? AND verdict <> 'mended'", (table,))
 
     def count(self, table: str | None = None, verdict: Verdict = Verdict.REJECTED) -> int:
         """Counts the rows with a verdict, of one table or of all."""
@@ -259,12 +264,13 @@ class Quarantine:
                 e.target_row,
             )
 
-    async def recall(self, connection: Connection) -> None:
-        """Takes up what earlier runs stored in the database, so that a later ``verify`` knows of it."""
+    async def recall(self, connection: Connection, verdicts: Sequence[Verdict] = tuple(Verdict)) -> None:
+        """Takes up what earlier runs stored in the database, so that a later comparison knows of it."""
         if not await self._is_stored(connection):
             return
         async for row in connection.cursor(load_query("quarantine_recall"), prefetch=_FETCH):
-            self.add([Entry(row[0], row[1], Verdict(row[2]), *row[3:])])
+            if row[2] in verdicts:
+                self.add([Entry(row[0], row[1], Verdict(row[2]), *row[3:])])
 
     def close(self) -> None:
         """Closes the scratch file; whoever made its folder removes it."""

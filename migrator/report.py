@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from migrator.errors import ConfigurationError, ExitCode
+from migrator.owners import adopt
 
 SCHEMA_VERSION = 1
 Status = Literal["ok", "rejected_rows", "verify_failed", "failed"]
@@ -91,7 +92,7 @@ class Report(_Frozen):
     schema_version: int = SCHEMA_VERSION
     run_id: str
     client: str
-    command: Literal["migrate", "verify", "retry-rejected"] = "migrate"
+    command: Literal["migrate", "verify", "retry-rejected", "cutover", "rollback"] = "migrate"
     dry_run: bool = False
     status: Status
     source: SourceReport
@@ -100,6 +101,7 @@ class Report(_Frozen):
     finished_at: datetime
     tables: tuple[TableReport, ...] = ()
     notes: tuple[str, ...] = ()
+    downtime_seconds: float | None = None
     error: str | None = None
     failure_code: ExitCode = Field(default=ExitCode.FAILED, exclude=True)
 
@@ -159,6 +161,7 @@ def write_report(report: Report, reports_dir: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _replace_file(folder / "report.json", text)
         _replace_file(folder.parent / "latest.json", text)
+        adopt(folder.parent, reports_dir)
     except OSError as error:
         raise ConfigurationError(
             f"the report cannot be written to {folder}: {error.strerror}. REPORTS_DIR must be a folder that "
@@ -195,6 +198,30 @@ def read_latest(reports_dir: Path, client: str) -> Report:
         raise ConfigurationError(f"{client} has no report yet: {path} does not exist") from None
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read as a report: {error}") from error
+
+
+def find_latest(reports_dir: Path, client: str) -> Report | None:
+    """Reads a client's latest report; None where there is none."""
+    return read_latest(reports_dir, client) if (reports_dir / client / "latest.json").exists() else None
+
+
+def print_status(clients: Sequence[dict[str, Any]], console: Console) -> None:
+    """Prints one line for each client: where it is, its last run, its rows, its backup."""
+    shown = RichTable(show_edge=False, pad_edge=False, header_style="bold")
+    for name in ("client", "bot on", "last run", "rows", "rejected", "verified", "backup", "open journal"):
+        shown.add_column(name, no_wrap=True, justify="right" if name in ("rows", "rejected") else "left")
+    for found in clients:
+        shown.add_row(
+            found["client"],
+            found["side"],
+            found["last_run"],
+            f"{found['rows']:,}",
+            f"{found['rejected']:,}",
+            _tick(found["verified"]),
+            found["backup"] or "-",
+            found["journal"] or "-",
+        )
+    console.print(shown)
 
 
 def make_console() -> Console:

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     secrets_dir: Path = Path("secrets/clients")
     postgres_host: str = "127.0.0.1"
     postgres_port: Port = 5432
+    bot_postgres_host: str = "postgres-shared"
+    bot_postgres_port: Port = 5432
 
 
 def load_settings() -> Settings:

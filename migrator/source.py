@@ -14,6 +14,7 @@ Row = tuple[SqliteValue, ...]
 # Bytes that are no UTF-8 become lone surrogates, one for one, so that nothing is lost in reading.
 _lossless_text = partial(str, encoding="utf-8", errors="surrogateescape")
 _ROWID_NAMES = ("rowid", "_rowid_", "oid")
+_PICKED_BATCH = 10_000
 _HIDDEN, _GENERATED_VIRTUAL, _GENERATED_STORED = 1, 2, 3
 
 
@@ -384,6 +385,15 @@ def read_batches(connection: sqlite3.Connection, table: Table, batch_size: int) 
                 return
             yield _make_batch(table, rows, done)
             done += len(rows)
+
+
+def read_rows(connection: sqlite3.Connection, table: Table, numbers: Sequence[int]) -> Iterator[Batch]:
+    """Reads some rows by their numbers, in the table's own order."""
+    wanted = frozenset(numbers)
+    for batch in read_batches(connection, table, _PICKED_BATCH):
+        picked = [(n, row) for n, row in zip(batch.numbers, batch.rows, strict=True) if n in wanted]
+        if picked:
+            yield Batch([n for n, _ in picked], [row for _, row in picked])
 
 
 def _select_rows(table: Table) -> str:

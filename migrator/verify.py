@@ -66,6 +66,18 @@ class Difference:
         return f"{self.table} {self.key}: {cells}"
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A row that differs: its number in SQLite, its place (ctid) in PostgreSQL, and which columns do.
+
+    ``number`` is None for a row that only PostgreSQL has, ``place`` for one that only SQLite has.
+    """
+
+    number: int | None
+    place: str | None
+    columns: tuple[str, ...]
+
+
 # --- SQLite's side -------------------------------------------------------------------------------
 
 
@@ -526,31 +538,69 @@ async def find_differences(
 ) -> list[Difference]:
     """Finds the first rows that differ, once the digests of a table do.
 
-    SQLite's hashes are loaded into a temporary table and compared there with PostgreSQL's own.
-
     Returns:
         At most five differences.
     """
-    key = plan.primary_key
-    where = f" WHERE {restriction}" if restriction else ""
-    identity = write_key(plan) if key else "md5(" + write_canonical(plan) + ")"
-    await connection.execute("DROP TABLE IF EXISTS pg_temp.migrator_hashes")
-    await connection.execute("CREATE TEMP TABLE migrator_hashes (number bigint, identity text, hash text)")
     with _open_both(snapshot_path, quarantine_path) as source:
         canonical = _prepare_source(source, plan, zone, with_quarantine=quarantine_path is not None)
-        await connection.copy_records_to_table("migrator_hashes", records=_hash_source(source, plan, canonical))
-        rows = await connection.fetch(
-            f"WITH theirs AS (SELECT {identity} AS identity, md5({write_canonical(plan)}) AS hash,"
-            f" t.ctid::text AS place, row_number() OVER (PARTITION BY {identity}) AS copy"
-            f" FROM {plan.qualified} AS t{where}),"
-            " ours AS (SELECT *, row_number() OVER (PARTITION BY identity ORDER BY number) AS copy"
-            " FROM migrator_hashes)"
-            " SELECT coalesce(ours.identity, theirs.identity) AS identity, number, place,"
-            " ours.hash AS ours, theirs.hash AS theirs FROM ours FULL JOIN theirs USING (identity, copy)"
-            " WHERE ours.hash IS DISTINCT FROM theirs.hash ORDER BY number NULLS LAST, identity"
-            f" LIMIT {_SHOWN_DIFFERENCES}"
-        )
+        differing = await _compare_hashes(connection, source, plan, canonical, restriction)
+        rows = await connection.fetch(f"{differing} ORDER BY number NULLS LAST, identity LIMIT {_SHOWN_DIFFERENCES}")
         return [await _describe_difference(connection, source, plan, canonical, row) for row in rows]
+
+
+async def list_changes(
+    connection: Connection,
+    snapshot_path: Path,
+    plan: TablePlan,
+    zone: tzinfo,
+    quarantine_path: Path | None,
+    restriction: str | None = None,
+) -> list[Change]:
+    """Lists all rows that differ, each with its number in SQLite and its place in PostgreSQL.
+
+    The answer is as long as there are changes, so it suits tables that are nearly alike.
+    """
+    with _open_both(snapshot_path, quarantine_path) as source:
+        canonical = _prepare_source(source, plan, zone, with_quarantine=quarantine_path is not None)
+        differing = await _compare_hashes(connection, source, plan, canonical, restriction)
+        rows = await connection.fetch(f"{differing} ORDER BY number NULLS LAST, identity")
+        return [
+            Change(row["number"], row["place"], await _list_columns(connection, source, plan, canonical, row))
+            for row in rows
+        ]
+
+
+async def _list_columns(
+    connection: Connection, source: sqlite3.Connection, plan: TablePlan, canonical: _Canonical, row: Any
+) -> tuple[str, ...]:
+    if row["number"] is None or row["place"] is None:
+        return ()
+    return tuple(name for name, _, _ in await _compare_cells(connection, source, plan, canonical, row))
+
+
+async def _compare_hashes(
+    connection: Connection,
+    source: sqlite3.Connection,
+    plan: TablePlan,
+    canonical: _Canonical,
+    restriction: str | None,
+) -> str:
+    """Loads SQLite's hashes into a temporary table; gives the query of all rows that differ."""
+    where = f" WHERE {restriction}" if restriction else ""
+    identity = write_key(plan) if plan.primary_key else "md5(" + write_canonical(plan) + ")"
+    await connection.execute("DROP TABLE IF EXISTS pg_temp.migrator_hashes")
+    await connection.execute("CREATE TEMP TABLE migrator_hashes (number bigint, identity text, hash text)")
+    await connection.copy_records_to_table("migrator_hashes", records=_hash_source(source, plan, canonical))
+    return (
+        f"WITH theirs AS (SELECT {identity} AS identity, md5({write_canonical(plan)}) AS hash,"
+        f" t.ctid::text AS place, row_number() OVER (PARTITION BY {identity}) AS copy"
+        f" FROM {plan.qualified} AS t{where}),"
+        " ours AS (SELECT *, row_number() OVER (PARTITION BY identity ORDER BY number) AS copy"
+        " FROM migrator_hashes)"
+        " SELECT coalesce(ours.identity, theirs.identity) AS identity, number, place,"
+        " ours.hash AS ours, theirs.hash AS theirs FROM ours FULL JOIN theirs USING (identity, copy)"
+        " WHERE ours.hash IS DISTINCT FROM theirs.hash"
+    )
 
 
 def write_key(plan: TablePlan, names: Sequence[str] | None = None) -> str:
@@ -584,6 +634,16 @@ async def _describe_difference(
         return Difference(plan.name, f"{key} row {row['number']}", "missing")
     if row["number"] is None:
         return Difference(plan.name, key, "extra")
+    cells = await _compare_cells(connection, source, plan, canonical, row)
+    return Difference(
+        plan.name, key, "changed", tuple((name, _shorten(ours), _shorten(theirs)) for name, ours, theirs in cells)
+    )
+
+
+async def _compare_cells(
+    connection: Connection, source: sqlite3.Connection, plan: TablePlan, canonical: _Canonical, row: Any
+) -> list[tuple[str, str, str]]:
+    """Gives the columns in which one row differs, with both sides' canonical texts."""
     ours = source.execute(
         f"SELECT {', '.join(canonical.terms)}{canonical.rows} AND r.migrator_number = ?", (row["number"],)
     ).fetchone()
@@ -593,12 +653,12 @@ async def _describe_difference(
     )
     if theirs is None:
         raise AssertionError("the row was there in this transaction")
-    columns = []
+    cells = []
     for column, our_text, their_text in zip(plan.columns, ours, theirs, strict=True):
         wanted, found = our_text.removesuffix("|"), _NULL if their_text is None else their_text
         if wanted != found:
-            columns.append((column.name, _shorten(wanted), _shorten(found)))
-    return Difference(plan.name, key, "changed", tuple(columns))
+            cells.append((column.name, wanted, found))
+    return cells
 
 
 def _shorten(text: str) -> str:
