@@ -6,7 +6,7 @@ RUN := $(COMPOSE) --profile migrate run --rm --quiet-pull
 CHOSEN = $(if $(CLIENT),--client $(CLIENT),--all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docker test-faults dirt lint secrets up down logs psql migrate verify cutover rollback status report add-client need-client
+.PHONY: help setup demo test test-docker test-faults dirt lint secrets up down logs psql migrate verify cutover rollback status report add-client rotate-password workload need-client
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -84,6 +84,12 @@ add-client: need-client ## provision one more client on the running server: make
 	@$(COMPOSE) exec -T --user root --env CLIENTS=$(CLIENT) --env SECRETS_DIR=/run/secrets postgres \
 	  sh /docker-entrypoint-initdb.d/provision.sh
 	@sh initdb/bin/remember-client.sh $(CLIENT)
+
+rotate-password: need-client ## a new password on the server, in the secret file and in the client's .env
+	@sh initdb/bin/rotate-password.sh $(CLIENT)
+
+workload: setup ## the same booking workload on SQLite and on PostgreSQL, into docs/WORKLOAD.md
+	.venv/bin/python -m bench.workload
 
 need-client:
 	@test -n '$(CLIENT)' || { echo "name the client: make $(firstword $(MAKECMDGOALS)) CLIENT=client_001"; exit 2; }

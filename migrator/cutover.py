@@ -599,7 +599,7 @@ async def purge(move: Move) -> list[str]:
     with move.lock():
         if move.state.side == "postgresql":
             raise ConfigurationError(
-                f"{move.client.id} runs on PostgreSQL: 'make rollback CLIENT={move.client.id}' first"
+                f"{move.client.id} runs on PostgreSQL: run 'make rollback CLIENT={move.client.id}' first"
             )
         if read_journal(move.folder) is not None:
             raise ConfigurationError(f"{move.client.id}: a cutover or rollback is not complete; run it again first")

@@ -38,9 +38,11 @@ main()
 class World:
     """The stack with one client whose bot runs in a container."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, client: str = CLIENT) -> None:
         self.stack = stack
-        self.folder = stack.folder / "clients" / CLIENT
+        self.client = client
+        self.container = "bot-" + client.replace("_", "-")
+        self.folder = stack.folder / "clients" / client
         self.engine = docker.from_env()
         self.moves: list[float] = []
         write_client(self.folder / "bookings.db", seed=5, rows=3000, age=NEW)
@@ -55,7 +57,7 @@ class World:
 
     def run_bot(self, **changes: Any) -> Any:
         options: dict[str, Any] = {
-            "name": CONTAINER,
+            "name": self.container,
             "entrypoint": ["/app/bin/python", "/bot/bot.py"],
             "user": "0:0",
             "network": "booking-network",
@@ -78,9 +80,13 @@ class World:
         }
         return self.engine.containers.run("booking-migrator", **{**options, **changes})
 
+    def remove_bots(self) -> None:
+        for container in self.engine.containers.list(all=True, filters={"name": "bot-client"}):
+            container.remove(force=True)
+
     @property
     def bot(self) -> Any:
-        return self.engine.containers.get(CONTAINER)
+        return self.engine.containers.get(self.container)
 
     def migrator(
         self, *arguments: str, script: str | None = None, **environment: str
@@ -104,10 +110,10 @@ class World:
 
     def move(self, command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         limits = ("--healthy-within", "40") if command in ("cutover", "rollback") else ()
-        return self.migrator(command, "--client", CLIENT, *limits, *arguments, **environment)
+        return self.migrator(command, "--client", self.client, *limits, *arguments, **environment)
 
     def side(self) -> str:
-        path = self.stack.folder / "backups" / CLIENT / "state.json"
+        path = self.stack.folder / "backups" / self.client / "state.json"
         return str(json.loads(path.read_text())["side"]) if path.exists() else "sqlite"
 
     def let_it_book(self, count: int = 8) -> None:
@@ -143,7 +149,7 @@ class World:
         """The bot's bookings on the side where it runs: number and minutes, each row of them."""
         query = "SELECT username, duration_minutes FROM bookings WHERE username LIKE 'booking %'"
         if self.side() == "postgresql":
-            lines = [line.split("|") for line in self.stack.psql(f"{CLIENT}_db", query).splitlines()]
+            lines = [line.split("|") for line in self.stack.psql(f"{self.client}_db", query).splitlines()]
             return [(int(name.split()[1]), int(minutes)) for name, minutes in lines]
         connection = sqlite3.connect(self.folder / "bookings.db")
         rows = [(int(name.split()[1]), minutes) for name, minutes in connection.execute(query)]
@@ -153,7 +159,7 @@ class World:
     def check(self, side: str) -> None:
         """Checks with the bot stopped: each acknowledged booking is there once, each cancelled one is not."""
         assert self.side() == side
-        assert not (self.stack.folder / "backups" / CLIENT / "journal.json").exists()
+        assert not (self.stack.folder / "backups" / self.client / "journal.json").exists()
         environment = (self.folder / ".env").read_text()
         assert ("DB_TYPE=postgresql" in environment) == (side == "postgresql"), environment
         assert self.bot.status == "running"
@@ -179,8 +185,7 @@ def world(stack: Stack) -> Iterator[World]:
     made = World(stack)
     made.let_it_book()
     yield made
-    for container in made.engine.containers.list(all=True, filters={"name": "bot-client"}):
-        container.remove(force=True)
+    made.remove_bots()
 
 
 def events(done: subprocess.CompletedProcess[str], name: str) -> list[dict[str, Any]]:
@@ -238,7 +243,7 @@ def test_bot_that_does_not_come_up_is_put_back(world: World) -> None:
     done = world.move("cutover", BOT_POSTGRES_HOST="nowhere.invalid")
     assert done.returncode == 1
     error = events(done, "job_failed")[0]["error"]
-    assert CONTAINER in error and "Its last lines:" in error and "bot starts on postgresql" in error
+    assert CONTAINER in error and "Its last lines:" in error and "DatabaseLost" in error
     world.check("sqlite")
 
 

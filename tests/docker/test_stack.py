@@ -174,3 +174,28 @@ def test_health_check_is_red_while_a_database_is_missing(stack: Stack) -> None:
     stack.psql("postgres", "ALTER DATABASE hidden RENAME TO client_003_db")
     assert red.returncode == 1
     assert "make add-client CLIENT=client_003" in red.stdout
+
+
+def test_password_is_rotated_in_all_three_places(stack: Stack) -> None:
+    environment = stack.folder / "clients" / "client_001" / ".env"
+    secret = stack.folder / "secrets" / "clients" / "client_001_password"
+    old = secret.read_text().strip()
+    environment.write_text(
+        f"# keep\nDATABASE_URL=postgresql://client_001_user:{old}@postgres-shared:5432/client_001_db\nA=1\n"
+    )
+    done = stack.run("make", "rotate-password", "CLIENT=client_001")
+    assert done.returncode == 0, done.stdout + done.stderr
+    new = secret.read_text().strip()
+    assert new != old and len(new) >= 32
+    assert new not in done.stdout + done.stderr
+    assert (
+        environment.read_text()
+        == f"# keep\nDATABASE_URL=postgresql://client_001_user:{new}@postgres-shared:5432/client_001_db\nA=1\n"
+    )
+    assert secret.stat().st_mode & 0o777 == 0o600
+    for password, code in ((old, 1), (new, 0)):
+        done = stack.compose("--profile", "migrate", "run", "--rm", "-T", "-e", f"CLIENT_001_PASSWORD={password}",
+                             "migrate", "migrate", "--client", "client_001")  # fmt: skip
+        assert done.returncode == code, done.stdout
+    assert stack.run("make", "migrate", "CLIENT=client_001").returncode == 0
+    assert stack.run("make", "rotate-password", "CLIENT=client_999").returncode != 0
