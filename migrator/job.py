@@ -618,7 +618,9 @@ def _plan_references(table: TablePlan, plan: Plan) -> tuple[Reference, ...]:
 def _check_reports(reports: Sequence[TableReport], differences: Sequence[Difference]) -> None:
     """Raises where a digest differs or a row has left the accounting."""
     if differences or not all(report.verified for report in reports):
-        names = ", ".join(report.name for report in reports if not report.verified)
+        names = ", ".join(dict.fromkeys(difference.table for difference in differences)) or ", ".join(
+            report.name for report in reports if not report.verified
+        )
         shown = "; ".join(difference.describe() for difference in differences)
         raise VerificationError(f"SQLite and PostgreSQL differ in {names}: {shown or 'digests are not equal'}")
     for report in reports:

@@ -97,8 +97,10 @@ def test_make_migrates_and_verifies_one_client(stack: Stack) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert [event["rows_inserted"] for event in last_events(done.stdout, "client_finished")] == [0]
     assert stack.run("make", "verify", "CLIENT=client_001").returncode == 0
-    stack.psql("client_001_db", "UPDATE users SET first_seen = first_seen + interval '1 hour' WHERE ctid = '(0,1)'")
+    first = "WHERE user_id = (SELECT min(user_id) FROM users)"
+    stack.psql("client_001_db", f"UPDATE users SET first_seen = first_seen + interval '1 hour' {first}")
     changed = stack.run("make", "verify", "CLIENT=client_001")
+    stack.psql("client_001_db", f"UPDATE users SET first_seen = first_seen - interval '1 hour' {first}")
     assert "first_seen: SQLite" in changed.stdout
     assert "Error 4" in changed.stderr
 
