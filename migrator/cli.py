@@ -13,12 +13,13 @@ from click.core import ParameterSource
 
 from migrator import __version__
 from migrator.clients import Client, discover_clients, parse_url, select_clients
+from migrator.comparison import verify_client
 from migrator.container import Patience
 from migrator.cutover import Move, cut_over, describe_client, purge, read_state, roll_back
 from migrator.errors import ConfigurationError, MigratorError
-from migrator.job import JobOptions, Watch, migrate_client, retry_client, verify_client
 from migrator.load import LoadOptions
 from migrator.logs import configure_logs, get_logger
+from migrator.migration import migrate_client
 from migrator.plan import Orphans
 from migrator.progress import ProgressBars, ProgressEvents
 from migrator.report import (
@@ -30,6 +31,8 @@ from migrator.report import (
     print_status,
     read_latest,
 )
+from migrator.retry import retry_client
+from migrator.run import JobOptions, Watch
 from migrator.settings import Settings, load_settings
 from migrator.zones import parse_zone
 

@@ -36,12 +36,14 @@ from migrator.errors import (
     TargetError,
     VerificationError,
 )
-from migrator.job import JobOptions, migrate_client, renew_client
 from migrator.journal import STATE_FILE, Journal, open_journal, read_journal, sync_folder, write_json
 from migrator.logs import get_logger
+from migrator.migration import migrate_client
 from migrator.owners import adopt
 from migrator.quarantine import Quarantine, Verdict
+from migrator.renewal import renew_client
 from migrator.report import Report, SourceReport, TableReport, TargetReport, write_report
+from migrator.run import JobOptions
 from migrator.settings import Settings
 from migrator.snapshot import Snapshot, take_snapshot
 from migrator.target import connect, lock_client, quote_name, read_target

@@ -6,8 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from migrator.job import Watch
 from migrator.logs import get_logger
+from migrator.run import Watch
 
 _EVENT_SECONDS = 5.0
 

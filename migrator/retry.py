@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from migrator.clients import Client
 from migrator.errors import TargetError
 from migrator.load import LoadOptions, Progress, load_stage
 from migrator.plan import Plan, TablePlan, make_plan
 from migrator.quarantine import Quarantine, decode_value
 from migrator.queries import load_query
+from migrator.report import Report, TableReport
+from migrator.run import JobOptions, Run, Watch, begin_run, open_target, prepare_run, report_run, write_rejected
 from migrator.source import Row, SqliteValue, quote_sqlite, read_source
 from migrator.stage import Settled, Staged, settle_stages
 from migrator.target import Connection, quote_literal, quote_name, read_target
@@ -22,6 +25,13 @@ from migrator.verify import write_key
 
 RETRY_FILE = "retry.db"
 _FETCH = 1_000
+
+
+async def retry_client(client: Client, options: JobOptions, watch: Watch | None = None) -> Report:
+    """Loads a client's rejected rows that were mended or whose cause is gone, and writes a report."""
+    run = begin_run(client, watch or Watch())
+    run.log.info("retry_started", target=client.database.address)
+    return await report_run(run, options, "retry-rejected", lambda folder: _retry(run, options, folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +184,22 @@ async def _resolve(connection: Connection, staged: Staged, quarantine: Quarantin
         f" AND r.verdict = 'rejected' AND r.resolved_at IS NULL AND t.migrator_number <> ALL ($1::bigint[])",
         quarantine.list_numbers(table),
     )
+
+
+async def _retry(run: Run, options: JobOptions, folder: Path) -> bool:
+    options = await prepare_run(run, options, folder)
+    quarantine = Quarantine(folder)
+    try:
+        async with open_target(run, options) as connection, connection.transaction():
+            run.server_version = str(await connection.fetchval("SHOW server_version"))
+            retried = await retry_rejected(connection, folder, run.run_id, options.load, quarantine, lambda _: None)
+            write_rejected(run, options, quarantine)
+    finally:
+        quarantine.close()
+    run.tables = tuple(
+        TableReport(
+            name=table.name, rows_read=table.rows, rows_inserted=table.loaded, rows_rejected=table.left, verified=True
+        )
+        for table in retried
+    )
+    return any(table.left for table in retried)

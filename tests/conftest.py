@@ -16,10 +16,12 @@ from pydantic import SecretStr
 
 from bench.embedded import EmbeddedServer
 from migrator.clients import Client, Database
-from migrator.job import JobOptions, migrate_client, verify_client
+from migrator.comparison import verify_client
 from migrator.load import LoadOptions
 from migrator.logs import configure_logs
+from migrator.migration import migrate_client
 from migrator.report import Report
+from migrator.run import JobOptions
 
 _NUMBERS = itertools.count(1)
 

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from migrator.job import retry_client
 from migrator.plan import Orphans
 from migrator.quarantine import decode_value, encode_value
 from migrator.report import Report
+from migrator.retry import retry_client
 from migrator.source import SqliteValue
 from tests.conftest import Lab
 

@@ -1,0 +1,346 @@
+"""One client's migration from snapshot to commit: the stages in their order, in one transaction."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC
+from pathlib import Path
+
+import tenacity
+
+from migrator.clients import Client
+from migrator.errors import TransientError
+from migrator.keys import KeyViolation, add_defaults, add_foreign_key, add_indexes, add_keys, set_sequences
+from migrator.load import Loaded, create_table, decide_types, drop_computed, load_fresh, load_stage
+from migrator.plan import Orphans, Plan, TablePlan, make_plan, resolve_parent
+from migrator.quarantine import Quarantine, Verdict
+from migrator.report import Report, TableReport
+from migrator.run import (
+    JobOptions,
+    Run,
+    Watch,
+    begin_run,
+    check_reports,
+    open_target,
+    prepare_run,
+    report_run,
+    write_rejected,
+)
+from migrator.snapshot import open_snapshot
+from migrator.source import count_rows, read_source
+from migrator.stage import Settled, Staged, restrict_to_stage, settle_stages
+from migrator.target import Connection, Reference, quote_name, read_target
+from migrator.verify import Difference, Digest, digest_source, digest_target, find_differences
+
+ATTEMPTS = 3
+
+
+async def migrate_client(client: Client, options: JobOptions, watch: Watch | None = None) -> Report:
+    """Migrates one client and writes its report.
+
+    Everything that can go wrong for a client ends in its report, with nothing changed in the target.
+
+    Args:
+        client: from where to where.
+        options: how.
+        watch: is told of progress.
+    """
+    run = begin_run(client, watch or Watch())
+    run.log.info(
+        "client_started",
+        source=str(client.sqlite_path),
+        target=client.database.address,
+        dry_run=options.dry_run,
+    )
+    return await report_run(run, options, "migrate", lambda folder: _migrate(run, options, folder))
+
+
+async def _migrate(run: Run, options: JobOptions, folder: Path) -> bool:
+    options = await prepare_run(run, options, folder)
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        outcome = state.outcome.exception() if state.outcome else None
+        run.log.warning(
+            "client_retried",
+            attempt=state.attempt_number,
+            wait_seconds=round(state.upcoming_sleep, 2),
+            reason=str(outcome),
+        )
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(TransientError),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=10),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        before_sleep=tell,
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt:
+            return await _migrate_once(run, options, folder)
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+async def _migrate_once(run: Run, options: JobOptions, folder: Path) -> bool:
+    assert run.snapshot is not None  # noqa: S101 - set by the caller
+    run.notes.clear()
+    if run.zone is not None and run.zone.info is not UTC:
+        run.notes.append(f"moments without an offset are read in {run.zone.info} ({run.zone.origin})")
+    run.tables = ()
+    snapshot = open_snapshot(run.snapshot.path)
+    quarantine = Quarantine(folder)
+    try:
+        async with open_target(run, options) as connection:
+            return await _migrate_locked(run, options, connection, snapshot, quarantine)
+    finally:
+        quarantine.close()
+        quarantine.path.unlink(missing_ok=True)
+        snapshot.close()
+
+
+async def _migrate_locked(
+    run: Run,
+    options: JobOptions,
+    connection: Connection,
+    snapshot: sqlite3.Connection,
+    quarantine: Quarantine,
+) -> bool:
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await quarantine.recall_mended(connection)
+        job = Migration(run, options, connection, snapshot, quarantine)
+        rejected = await job.run()
+    except BaseException:
+        with suppress(Exception):
+            await transaction.rollback()
+        raise
+    write_rejected(run, options, quarantine)
+    if options.dry_run:
+        await transaction.rollback()
+        run.notes.insert(0, "dry run: everything was loaded, checked and rolled back; nothing was changed")
+    else:
+        await transaction.commit()
+    return rejected
+
+
+class Migration:
+    """The stages of one client's transaction."""
+
+    def __init__(
+        self,
+        run: Run,
+        options: JobOptions,
+        connection: Connection,
+        snapshot: sqlite3.Connection,
+        quarantine: Quarantine,
+    ) -> None:
+        self._run = run
+        self._options = options
+        self._connection = connection
+        self._snapshot = snapshot
+        self._quarantine = quarantine
+        self._loaded: dict[str, Loaded] = {}
+        self._stages: dict[str, str] = {}
+        self._seconds: dict[str, float] = {}
+
+    async def run(self) -> bool:
+        """Does everything but the commit.
+
+        Returns:
+            Whether rows were rejected or conflict.
+        """
+        source = await asyncio.to_thread(read_source, self._snapshot)
+        target = await read_target(self._connection)
+        self._run.server_version = target.server_version
+        plan = make_plan(source, target, add_columns=self._options.add_columns)
+        self._run.notes.extend(plan.notes)
+        self._run.log.info(
+            "plan_made", tables=len(plan.tables), existing=sum(t.existing is not None for t in plan.tables)
+        )
+        for table in plan.tables:
+            await self._load(table)
+        plan = Plan(tuple(self._loaded[t.table.name].plan for t in plan.tables), plan.notes)
+        staged = await self._list_stages(plan)
+        settled = await settle_stages(
+            self._connection, self._snapshot, staged, self._options.load, self._quarantine, self._run.notes
+        )
+        await self._finish_tables(plan)
+        self._run.tables = await self._verify(plan, staged, settled)
+        await self._quarantine.store(self._connection, self._run.run_id, [t.table.name for t in plan.tables])
+        return any(t.rows_rejected or t.rows_conflicting for t in self._run.tables)
+
+    async def _load(self, table: TablePlan) -> None:
+        started = time.monotonic()
+        self._run.watch.begin(self._run.client.id, table.name, count_rows(self._snapshot, table.table))
+        table = await asyncio.to_thread(decide_types, self._snapshot, table, self._options.load)
+        if table.existing is not None:
+            await self._add_columns(table)
+            loaded = await self._load_stage(table)
+        elif table.table.foreign_keys and self._options.load.orphans is not Orphans.KEEP:
+            loaded = await self._load_fresh_by_stage(table)
+        else:
+            loaded = await self._load_fresh(table)
+        self._loaded[table.table.name] = loaded
+        self._run.notes.extend(loaded.notes)
+        self._seconds[table.table.name] = time.monotonic() - started
+        self._run.log.info(
+            "table_loaded",
+            table=table.name,
+            rows_read=loaded.rows_read,
+            rows_rejected=self._quarantine.count(table.table.name),
+            duration_seconds=round(self._seconds[table.table.name], 3),
+        )
+
+    def _advance(self, rows: int) -> None:
+        self._run.watch.advance(self._run.client.id, rows)
+
+    async def _add_columns(self, table: TablePlan) -> None:
+        for column in table.columns:
+            if column.added:
+                await self._connection.execute(
+                    f"ALTER TABLE {table.qualified} ADD COLUMN {quote_name(column.name)} {column.type.sql}"
+                )
+
+    async def _load_stage(self, table: TablePlan) -> Loaded:
+        stage = f"migrator_stage_{len(self._stages)}"
+        self._stages[table.table.name] = stage
+        return await load_stage(
+            self._connection,
+            self._snapshot,
+            table,
+            stage,
+            self._options.load,
+            self._quarantine,
+            self._advance,
+        )
+
+    async def _load_fresh(self, table: TablePlan) -> Loaded:
+        savepoint = self._connection.transaction()
+        await savepoint.start()
+        notes: list[str] = []
+        loaded = await load_fresh(
+            self._connection, self._snapshot, table, self._options.load, self._quarantine, self._advance
+        )
+        if not await self._computes_alike(loaded.plan):
+            await savepoint.rollback()
+            plain = drop_computed(loaded.plan, "PostgreSQL computes other values", notes)
+            again = await self._load_fresh(plain)
+            return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *notes, *again.notes))
+        try:
+            await add_keys(self._connection, self._snapshot, loaded.plan, notes)
+        except KeyViolation as violation:
+            await savepoint.rollback()
+            self._run.log.info("table_restaged", table=table.name, reason=str(violation))
+            again = await self._load_fresh_by_stage(loaded.plan)
+            return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *again.notes))
+        await savepoint.commit()
+        return Loaded(loaded.plan, loaded.rows_read, loaded.rows_copied, (*loaded.notes, *notes))
+
+    async def _computes_alike(self, plan: TablePlan) -> bool:
+        if not any(column.computed for column in plan.columns):
+            return True
+        return await self._digest_source(plan) == await digest_target(self._connection, plan)
+
+    async def _load_fresh_by_stage(self, table: TablePlan) -> Loaded:
+        """Makes the table with its keys while it is empty, so that the stage can see them."""
+        notes: list[str] = []
+        table = await create_table(self._connection, table, notes)
+        await add_keys(self._connection, self._snapshot, table, notes)
+        loaded = await self._load_stage(table)
+        return Loaded(loaded.plan, loaded.rows_read, loaded.rows_copied, tuple(notes))
+
+    async def _list_stages(self, plan: Plan) -> list[Staged]:
+        if not self._stages:
+            return []
+        target = await read_target(self._connection)
+        staged: list[Staged] = []
+        for table in plan.tables:
+            stage = self._stages.get(table.table.name)
+            if stage is None:
+                continue
+            fresh = table.existing is None
+            found = target.tables[table.name]
+            references = _plan_references(table, plan) if fresh else found.references
+            staged.append(Staged(table, stage, found, references, fresh))
+        return staged
+
+    async def _finish_tables(self, plan: Plan) -> None:
+        fresh = [table for table in plan.tables if table.existing is None]
+        for table in fresh:
+            await add_indexes(self._connection, table, self._run.notes)
+            await add_defaults(self._connection, table, self._options.load, self._run.notes)
+        for table in fresh:
+            for key in table.table.foreign_keys:
+                await add_foreign_key(self._connection, plan, table, key, self._run.notes)
+        target = await read_target(self._connection)
+        for table in plan.tables:
+            found = target.tables[table.name]
+            await set_sequences(self._connection, self._snapshot, table, found.columns, self._run.notes)
+
+    async def _digest_source(self, plan: TablePlan) -> Digest:
+        assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
+        return await asyncio.to_thread(
+            digest_source, self._run.snapshot.path, plan, self._options.load.zone, self._quarantine.path
+        )
+
+    async def _verify(
+        self, plan: Plan, staged: Sequence[Staged], settled: dict[str, Settled]
+    ) -> tuple[TableReport, ...]:
+        stages = {stage.plan.table.name: stage for stage in staged}
+        reports: list[TableReport] = []
+        differences: list[Difference] = []
+        for table in plan.tables:
+            started = time.monotonic()
+            stage = stages.get(table.table.name)
+            restriction = restrict_to_stage(stage) if stage and not stage.fresh else None
+            ours, theirs = await asyncio.gather(
+                self._digest_source(table), digest_target(self._connection, table, restriction)
+            )
+            self._seconds[table.table.name] += time.monotonic() - started
+            report = self._account(table, settled.get(table.table.name), ours, theirs)
+            reports.append(report)
+            self._run.log.info("table_verified", table=table.name, verified=report.verified, rows=theirs.rows)
+            if ours != theirs:
+                assert self._run.snapshot is not None  # noqa: S101
+                differences += await find_differences(
+                    self._connection,
+                    self._run.snapshot.path,
+                    table,
+                    self._options.load.zone,
+                    self._quarantine.path,
+                    restriction,
+                )
+        self._run.tables = tuple(reports)
+        check_reports(reports, differences)
+        return tuple(reports)
+
+    def _account(self, table: TablePlan, settled: Settled | None, ours: Digest, theirs: Digest) -> TableReport:
+        loaded = self._loaded[table.table.name]
+        name = table.table.name
+        return TableReport(
+            name=name,
+            rows_read=loaded.rows_read,
+            rows_inserted=settled.inserted if settled else loaded.rows_copied,
+            rows_already_present=(settled.present if settled else 0) + self._quarantine.count(name, Verdict.MENDED),
+            rows_conflicting=self._quarantine.count(name, Verdict.CONFLICTING),
+            rows_rejected=self._quarantine.count(name, Verdict.REJECTED),
+            duration_seconds=round(self._seconds[name], 3),
+            verified=ours == theirs,
+            digest_source=ours.value,
+            digest_target=theirs.value,
+        )
+
+
+def _plan_references(table: TablePlan, plan: Plan) -> tuple[Reference, ...]:
+    """Gives a new table's foreign keys, which are added only after the load, as the stage needs them."""
+    references: list[Reference] = []
+    for place, key in enumerate(table.table.foreign_keys):
+        found = resolve_parent(key, plan)
+        if found is None:
+            continue
+        parent, parent_columns = found
+        columns = tuple(table.find_column(name).name for name in key.columns)
+        references.append(Reference(f"#{place}", columns, parent.name, parent_columns, False, False, True, ""))
+    return tuple(references)
