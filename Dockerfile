@@ -6,7 +6,10 @@ COPY requirements.lock .
 # The job needs no pip; what it imports is all that goes on to the next stage.
 RUN python3 -m venv /app \
  && /app/bin/python -m pip install --no-cache-dir --no-compile --require-hashes --only-binary=:all: -r requirements.lock \
- && /app/bin/python -m pip uninstall --yes pip
+ && /app/bin/python -m pip uninstall --yes pip \
+ # Headers, tests and remote protocols of Arrow, none of which the job has a use for.
+ && rm -rf /app/lib/python3*/site-packages/pyarrow/include /app/lib/python3*/site-packages/pyarrow/tests \
+      /app/lib/python3*/site-packages/pyarrow/src /app/lib/python3*/site-packages/pyarrow/*flight*
 COPY migrator /build/migrator
 RUN cp -r /build/migrator "$(/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/migrator" \
  && /app/bin/python -m compileall -q /app/lib

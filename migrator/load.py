@@ -6,11 +6,13 @@ table that exists already, a key that the rows break) goes through :mod:`migrato
 
 import asyncio
 import contextlib
+import io
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
+from typing import TYPE_CHECKING
 
 import asyncpg
 
@@ -20,10 +22,13 @@ from migrator.errors import TooManyRejectedError
 from migrator.evidence import TEXT_SHARE, choose_type, describe_evidence, weigh_columns
 from migrator.plan import ColumnPlan, Orphans, TablePlan
 from migrator.quarantine import Quarantine
-from migrator.source import Batch, count_rows, read_batches, read_rows
+from migrator.source import Batch, count_rows, read_batches, read_range, read_rows
 from migrator.target import Connection, quote_name
 from migrator.translate import translate_expression
 from migrator.zones import Clock
+
+if TYPE_CHECKING:
+    from migrator.columnar import Encoded
 
 # Errors that say something of a row; any other error is the server's, and ends the client's run.
 ROW_ERRORS = (
@@ -47,6 +52,7 @@ class LoadOptions:
         max_rejected: how many rejected rows a client may have; None for any number.
         orphans: what happens to rows whose foreign key points at no row.
         zone: the zone in which naive moments are read.
+        columnar_above: from how many rows on a new table is loaded by columns; the result is the same.
     """
 
     zone: tzinfo = UTC
@@ -54,6 +60,7 @@ class LoadOptions:
     widen_above: float = 0.05
     max_rejected: int | None = None
     orphans: Orphans = Orphans.KEEP
+    columnar_above: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +254,14 @@ async def _copy_table(
     columns = [column.name for column in plan.loaded]
     if schema is None:
         columns.insert(0, "migrator_number")
-    async for batch, converted in _convert_table(snapshot, plan, options, tally, numbers):
+    columnar = schema is not None and numbers is None and total >= options.columnar_above
+    async for item in _convert_table(snapshot, plan, options, tally, numbers, columnar=columnar):
+        if not isinstance(item, tuple):
+            tally.copied += await _copy_encoded(connection, plan, schema, columns, item)
+            tally.read += item.rows
+            progress(item.rows)
+            continue
+        batch, converted = item
         tally.unfit.update(converted.unfit)
         tally.nulls.update(converted.nulls)
         _check_share(tally, allowed)
@@ -259,6 +273,15 @@ async def _copy_table(
         _check_rejected(quarantine, plan, options)
         progress(len(batch.rows))
     return tally
+
+
+async def _copy_encoded(
+    connection: Connection, plan: TablePlan, schema: str | None, columns: Sequence[str], encoded: "Encoded"
+) -> int:
+    await connection.copy_to_table(
+        plan.name, schema_name=schema, columns=columns, format="binary", source=io.BytesIO(encoded.payload)
+    )
+    return encoded.rows
 
 
 def _allow_share(column: ColumnPlan, share: float) -> float:
@@ -309,33 +332,59 @@ def _widen(
 
 
 async def _convert_table(
-    snapshot: sqlite3.Connection, plan: TablePlan, options: LoadOptions, tally: _Tally, numbers: Sequence[int] | None
-) -> AsyncIterator[tuple[Batch, Converted]]:
+    snapshot: sqlite3.Connection,
+    plan: TablePlan,
+    options: LoadOptions,
+    tally: _Tally,
+    numbers: Sequence[int] | None,
+    *,
+    columnar: bool,
+) -> AsyncIterator["Encoded | tuple[Batch, Converted]"]:
     """Reads and converts one batch ahead, in a thread, while the batch before it is copied."""
-    loaded = plan.loaded
-    converters = [Converter(c.name, c.type, not_null=c.not_null, zone=options.zone) for c in loaded]
-    places = [column.place for column in loaded]
-    batches = (
-        read_batches(snapshot, plan.table, options.batch_size)
-        if numbers is None
-        else read_rows(snapshot, plan.table, numbers)
-    )
-
-    def step() -> tuple[Batch, Converted] | None:
-        batch = next(batches, None)
-        return None if batch is None else (batch, convert_batch(batch, converters, places))
-
-    ahead = asyncio.ensure_future(asyncio.to_thread(step))
+    converters = [Converter(c.name, c.type, not_null=c.not_null, zone=options.zone) for c in plan.loaded]
+    items = _list_batches(snapshot, plan, options, converters, numbers, columnar=columnar)
+    ahead = asyncio.ensure_future(asyncio.to_thread(next, items, None))
     try:
         while (found := await ahead) is not None:
-            ahead = asyncio.ensure_future(asyncio.to_thread(step))
+            ahead = asyncio.ensure_future(asyncio.to_thread(next, items, None))
             yield found
         tally.notes += _note_clock_changes(plan, converters, options)
     finally:
         # The thread uses the snapshot until it ends, so it is waited for whatever happened here.
         with contextlib.suppress(Exception):
             await asyncio.shield(ahead)
-        batches.close()  # type: ignore[attr-defined]
+        items.close()
+
+
+def _list_batches(
+    snapshot: sqlite3.Connection,
+    plan: TablePlan,
+    options: LoadOptions,
+    converters: Sequence[Converter],
+    numbers: Sequence[int] | None,
+    *,
+    columnar: bool,
+) -> Generator["Encoded | tuple[Batch, Converted]", None, None]:
+    places = [column.place for column in plan.loaded]
+    if columnar:
+        # Arrow takes longer to import than a small client takes to migrate.
+        from migrator.columnar import Encoded, encode_batches, is_columnar
+
+        if is_columnar(snapshot, plan, options.zone):
+            for item in encode_batches(snapshot, plan):
+                if isinstance(item, Encoded):
+                    yield item
+                else:
+                    batch = read_range(snapshot, plan.table, item.first, item.last)
+                    yield batch, convert_batch(batch, converters, places)
+            return
+    batches = (
+        read_batches(snapshot, plan.table, options.batch_size)
+        if numbers is None
+        else read_rows(snapshot, plan.table, numbers)
+    )
+    for batch in batches:
+        yield batch, convert_batch(batch, converters, places)
 
 
 def _note_clock_changes(plan: TablePlan, converters: Sequence[Converter], options: LoadOptions) -> list[str]:

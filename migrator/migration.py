@@ -108,6 +108,7 @@ async def _migrate_locked(
 ) -> bool:
     transaction = connection.transaction()
     await transaction.start()
+    await connection.execute("SET LOCAL maintenance_work_mem = '256MB'")
     try:
         await quarantine.recall_mended(connection)
         job = Migration(run, options, connection, snapshot, quarantine)
@@ -144,6 +145,7 @@ class Migration:
         self._loaded: dict[str, Loaded] = {}
         self._stages: dict[str, str] = {}
         self._seconds: dict[str, float] = {}
+        self._digests: dict[str, asyncio.Future[Digest]] = {}
 
     async def run(self) -> bool:
         """Does everything but the commit.
@@ -228,15 +230,29 @@ class Migration:
             plain = drop_computed(loaded.plan, "PostgreSQL computes other values", notes)
             again = await self._load_fresh(plain)
             return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *notes, *again.notes))
+        self._begin_digest(loaded.plan)
         try:
             await add_keys(self._connection, self._snapshot, loaded.plan, notes)
         except KeyViolation as violation:
+            self._digests.pop(table.table.name, None)
             await savepoint.rollback()
             self._run.log.info("table_restaged", table=table.name, reason=str(violation))
             again = await self._load_fresh_by_stage(loaded.plan)
             return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *again.notes))
         await savepoint.commit()
         return Loaded(loaded.plan, loaded.rows_read, loaded.rows_copied, (*loaded.notes, *notes))
+
+    def _begin_digest(self, plan: TablePlan) -> None:
+        """Lets SQLite's side be hashed in a thread while the server builds keys and indexes.
+
+        A table with rows in quarantine waits, since the quarantine is still written to.
+        """
+        name = plan.table.name
+        assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
+        if not any(self._quarantine.count(name, verdict) for verdict in Verdict):
+            self._digests[name] = asyncio.ensure_future(
+                asyncio.to_thread(digest_source, self._run.snapshot.path, plan, self._options.load.zone, None)
+            )
 
     async def _computes_alike(self, plan: TablePlan) -> bool:
         if not any(column.computed for column in plan.columns):
@@ -280,6 +296,8 @@ class Migration:
             await set_sequences(self._connection, self._snapshot, table, found.columns, self._run.notes)
 
     async def _digest_source(self, plan: TablePlan) -> Digest:
+        if begun := self._digests.pop(plan.table.name, None):
+            return await begun
         assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
         return await asyncio.to_thread(
             digest_source, self._run.snapshot.path, plan, self._options.load.zone, self._quarantine.path

@@ -396,6 +396,51 @@ def read_rows(connection: sqlite3.Connection, table: Table, numbers: Sequence[in
             yield Batch([n for n, _ in picked], [row for _, row in picked])
 
 
+def holds_only(connection: sqlite3.Connection, table: Table, classes: Mapping[str, str]) -> bool:
+    """Whether some columns hold nothing but one storage class each, and NULL.
+
+    Args:
+        connection: the snapshot.
+        table: the table in question.
+        classes: column name to the storage class that it should hold: text, real or blob.
+
+    A column's affinity may tell already: one with TEXT affinity stores numbers as text, one with REAL
+    affinity integers as reals (https://www.sqlite.org/datatype3.html#type_affinity).
+    """
+    doubtful = [
+        f"typeof({quote_sqlite(name)}) NOT IN ('{wanted}', 'null')"
+        for name, wanted in classes.items()
+        if not _affinity_keeps(table.find_column(name), wanted)
+    ]
+    if not doubtful:
+        return True
+    query = f"SELECT EXISTS (SELECT 1 FROM {quote_sqlite(table.name)} WHERE {' OR '.join(doubtful)})"
+    return not connection.execute(query).fetchone()[0]
+
+
+def _affinity_keeps(column: Column | None, wanted: str) -> bool:
+    """Whether a column's affinity alone keeps numbers out of texts; blobs are told apart by the reader."""
+    declared = column.declared_type.upper() if column and column.generated is None else ""
+    if "INT" in declared:
+        return False
+    if wanted == "text":
+        return any(word in declared for word in ("CHAR", "CLOB", "TEXT"))
+    return wanted == "real" and any(word in declared for word in ("REAL", "FLOA", "DOUB"))
+
+
+def read_range(connection: sqlite3.Connection, table: Table, after: int | None, last: int | None) -> Batch:
+    """Reads the rows of a table with rowids that lie above ``after`` and up to ``last``."""
+    number, order = identify_rows(table)
+    columns = ", ".join(quote_sqlite(column.name) for column in table.columns)
+    connection.text_factory = _lossless_text
+    rows = connection.execute(
+        f"SELECT {number}, {columns} FROM {quote_sqlite(table.name)}"
+        f" WHERE (?1 IS NULL OR {order} > ?1) AND (?2 IS NULL OR {order} <= ?2) ORDER BY {order}",
+        (after, last),
+    ).fetchall()
+    return _make_batch(table, rows, 0)
+
+
 def _select_rows(table: Table) -> str:
     columns = ", ".join(quote_sqlite(column.name) for column in table.columns)
     number, order = identify_rows(table)

@@ -24,10 +24,12 @@ from urllib.parse import quote
 
 from migrator.datatypes import TEXT_KINDS, DataType, Kind
 from migrator.plan import ColumnPlan, TablePlan
-from migrator.source import SqliteValue, identify_rows, quote_sqlite
+from migrator.source import SqliteValue, holds_only, identify_rows, quote_sqlite
 from migrator.target import Connection, quote_literal, quote_name
 
 _FETCH = 10_000
+# From how many rows on a table is hashed by columns; the digest is the same.
+COLUMNS_FROM = 20_000
 _SHOWN_DIFFERENCES = 5
 _MASK = (1 << 64) - 1
 _NULL = "N"
@@ -92,6 +94,12 @@ def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine
     """
     first = second = rows = 0
     with _open_both(snapshot_path, quarantine_path) as connection:
+        if _suits_columns(connection, plan, zone, with_quarantine=quarantine_path is not None):
+            # Arrow takes longer to import than a small table takes to hash.
+            from migrator.column_digest import sum_hashes
+
+            if (sums := sum_hashes(snapshot_path, plan)) is not None:
+                return _make_digest(*sums)
         canonical = _prepare_source(connection, plan, zone, with_quarantine=quarantine_path is not None)
         cursor = connection.execute(f"SELECT {_join(canonical.terms)}{canonical.rows}")
         while found := cursor.fetchmany(_FETCH):
@@ -100,7 +108,27 @@ def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine
                 upper, lower = struct.unpack(">qq", _hash(text).digest())
                 first += upper
                 second += lower
+    return _make_digest(rows, first, second)
+
+
+def _make_digest(rows: int, first: int, second: int) -> Digest:
     return Digest(rows, f"{first & _MASK:016x}{second & _MASK:016x}")
+
+
+def _suits_columns(connection: sqlite3.Connection, plan: TablePlan, zone: tzinfo, *, with_quarantine: bool) -> bool:
+    """Whether a table is large, and whole: no row of it is in quarantine."""
+    if zone is not UTC or plan.table.virtual:
+        return False
+    if with_quarantine:
+        kept = "SELECT 1 FROM quarantine.entries WHERE table_name = ? LIMIT 1"
+        if connection.execute(kept, (plan.table.name,)).fetchone():
+            return False
+    rows = connection.execute(f"SELECT count(*) FROM {quote_sqlite(plan.table.name)}").fetchone()[0]
+    if int(rows) < COLUMNS_FROM:
+        return False
+    texts = {c.source.name: "text" for c in plan.columns if c.type.kind not in (*_INTEGERS, *_FLOATS, Kind.BOOLEAN)}
+    reals = {c.source.name: "real" for c in plan.columns if c.type.kind in _FLOATS}
+    return holds_only(connection, plan.table, texts | reals)
 
 
 def _hash(text: str) -> "hashlib._Hash":
@@ -505,11 +533,12 @@ async def digest_target(connection: Connection, plan: TablePlan, restriction: st
         "SELECT count(*) AS rows,"
         " coalesce(sum(('x' || left(hash, 16))::bit(64)::bigint), 0)::text AS first,"
         " coalesce(sum(('x' || right(hash, 16))::bit(64)::bigint), 0)::text AS second"
-        f" FROM (SELECT md5({write_canonical(plan)}) AS hash FROM {plan.qualified} AS t{where}) AS hashes"
+        # OFFSET 0 keeps the planner from writing the hash out twice and computing it twice.
+        f" FROM (SELECT md5({write_canonical(plan)}) AS hash FROM {plan.qualified} AS t{where} OFFSET 0) AS hashes"
     )
     if row is None:
         raise AssertionError("an aggregate gives one row")
-    return Digest(row["rows"], f"{int(row['first']) & _MASK:016x}{int(row['second']) & _MASK:016x}")
+    return _make_digest(row["rows"], int(row["first"]), int(row["second"]))
 
 
 def exclude_mended(plan: TablePlan) -> str:

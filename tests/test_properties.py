@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.embedded import EmbeddedServer
+from migrator import columnar as columnar_module
+from migrator import verify
 from migrator.plan import Orphans
 from migrator.quarantine import decode_value
 from migrator.source import quote_sqlite
@@ -155,7 +157,15 @@ def is_same_json(stored: Any, there: str) -> bool:
 def shared(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(server, tmp_path_factory.mktemp("properties"))
     lab.set_load(orphans=Orphans.KEEP)
+    usual = verify.COLUMNS_FROM, columnar_module.COLUMNAR_BATCH
     yield lab
+    verify.COLUMNS_FROM, columnar_module.COLUMNAR_BATCH = usual
+
+
+def choose_way(lab: Lab, by_columns: bool) -> None:
+    """Sends tables of any size by columns, or none."""
+    verify.COLUMNS_FROM = 0 if by_columns else 1 << 60
+    lab.set_load(columnar_above=verify.COLUMNS_FROM)
 
 
 def reset(lab: Lab) -> None:
@@ -196,10 +206,11 @@ def key_of(row: tuple[Any, ...]) -> str:
     max_examples=120, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
-@given(drawn=tables())
+@given(drawn=tables(), by_columns=st.booleans())
 def test_every_row_arrives_equal_or_is_kept_whole(
-    shared: Lab, drawn: tuple[str, list[str], list[tuple[Any, ...]]]
+    shared: Lab, drawn: tuple[str, list[str], list[tuple[Any, ...]]], by_columns: bool
 ) -> None:
+    choose_way(shared, by_columns)
     statement, names, rows = drawn
     reset(shared)
     stored = fill(shared, statement, names, rows)
@@ -229,23 +240,48 @@ def test_every_row_arrives_equal_or_is_kept_whole(
     assert shared.verify().error is None
 
 
-BATCH_TYPES = st.sampled_from(["INTEGER", "TEXT", "REAL", "TIMESTAMP", "BOOLEAN", "NUMERIC", "BLOB"])
+BATCH_TYPES = st.sampled_from(
+    ["INTEGER", "TEXT", "REAL", "TIMESTAMP", "BOOLEAN", "NUMERIC", "BLOB", "DATE", "TIME", "VARCHAR(4)"]
+)
+common = st.sampled_from(
+    [
+        "2024-01-01 10:20:30",
+        "2024-01-01",
+        "10:20",
+        1,
+        0,
+        0.5,
+        "x",
+        "2024-01-01T10:20:30.25",
+        "2024-05-05 01:02:03+03:00",
+        None,
+    ]
+)
 
 
 @settings(
-    max_examples=25, deadline=None, derandomize=True, database=None,
+    max_examples=60, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
-@given(declared=BATCH_TYPES, column=st.lists(values, min_size=1, max_size=40), size=st.integers(1, 7))
-def test_batches_do_not_change_what_arrives(shared: Lab, declared: str, column: list[Any], size: int) -> None:
+@given(
+    declared=BATCH_TYPES,
+    column=st.lists(common | values, min_size=1, max_size=40) | st.lists(common, min_size=1, max_size=3),
+    size=st.integers(1, 7),
+    by_columns=st.integers(1, 9),
+)
+def test_neither_batches_nor_columns_change_what_arrives(
+    shared: Lab, declared: str, column: list[Any], size: int, by_columns: int
+) -> None:
     outcomes = []
-    for batch_size in (10_000, size):
+    for batch_size, columnar in ((10_000, 0), (size, 0), (10_000, by_columns)):
         reset(shared)
         fill(shared, f'CREATE TABLE "T t" (a {declared})', ["a"], [(value,) for value in column])
+        choose_way(shared, bool(columnar))
+        columnar_module.COLUMNAR_BATCH = columnar or 50_000
         shared.set_load(batch_size=batch_size)
         report = shared.migrate()
         assert report.error is None
         table = report.tables[0]
         outcomes.append((table.digest_source, table.digest_target, table.rows_rejected, shared.columns("T t")))
     shared.set_load(batch_size=10_000)
-    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] == outcomes[1] == outcomes[2]

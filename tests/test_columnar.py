@@ -1,0 +1,95 @@
+"""The fast way: well-formed batches take it, and whatever needs judgement is left to the careful way."""
+
+import sqlite3
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator import columnar
+from migrator.column_digest import sum_hashes
+from migrator.columnar import Encoded, Leftover, encode_batches, is_columnar
+from migrator.plan import TablePlan, make_plan
+from migrator.source import read_source
+from migrator.target import Target
+from tests.conftest import Lab
+
+EMPTY = Target("public", "16", 160000, {})
+
+
+def prepare(path: Path, script: str) -> tuple[sqlite3.Connection, TablePlan]:
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.commit()
+    return connection, make_plan(read_source(connection), EMPTY).tables[0]
+
+
+def ways(path: Path, script: str) -> list[type]:
+    connection, plan = prepare(path, script)
+    if not is_columnar(connection, plan, UTC):
+        return [Leftover]
+    return [type(item) for item in encode_batches(connection, plan)]
+
+
+CLEAN = "CREATE TABLE t (id INTEGER PRIMARY KEY, a {} NOT NULL); INSERT INTO t (a) VALUES ({}), ({});"
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        ("INTEGER", "5"), ("TEXT", "'Привет'"), ("REAL", "0.1"), ("BOOLEAN", "1"), ("DATE", "'2024-02-29'"),
+        ("TIME", "'09:30'"), ("TIME", "'09:30:15'"), ("TIMESTAMP", "'2024-01-01 10:00:00'"),
+        ("TIMESTAMP", "'2024-01-01T10:00:00.25+03:00'"), ("VARCHAR(5)", "'abcde'"),
+    ],
+)  # fmt: skip
+def test_usual_values_go_by_columns(tmp_path: Path, declared: str, value: str) -> None:
+    assert ways(tmp_path / "t.db", CLEAN.format(declared, value, value)) == [Encoded]
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        ("INTEGER", "'many'"), ("INTEGER", "1.5"), ("TEXT", "x'00'"), ("TEXT", "'a' || char(0)"),
+        ("TEXT", "CAST(x'ff' AS TEXT)"), ("REAL", "'x'"), ("BOOLEAN", "2"), ("DATE", "'2024-02-30'"), ("DATE", "''"),
+        ("TIME", "'9:30'"), ("TIME", "'24:00'"), ("TIMESTAMP", "'yesterday'"), ("TIMESTAMP", "1700000000"),
+        ("TIMESTAMP", "'2024-01-01 10'"), ("VARCHAR(5)", "'abcdef'"), ("TIMESTAMP", "'2024-01-01 10:00:00.1234567'"),
+    ],
+)  # fmt: skip
+def test_unusual_values_are_left_to_the_careful_way(tmp_path: Path, declared: str, value: str) -> None:
+    assert ways(tmp_path / "t.db", CLEAN.format(declared, value, value)) == [Leftover]
+
+
+def test_only_the_batch_with_the_unusual_value_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "COLUMNAR_BATCH", 10)
+    connection, plan = prepare(tmp_path / "t.db", "CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER)")
+    connection.executemany("INSERT INTO t (a) VALUES (?)", [(n if n != 25 else "odd",) for n in range(60)])
+    connection.commit()
+    items: list[Any] = list(encode_batches(connection, plan))
+    assert [type(item) for item in items].count(Leftover) == 1
+    (left,) = (item for item in items if isinstance(item, Leftover))
+    assert left.first is not None and left.first < 26 <= (left.last or 0)
+    assert sum(item.rows for item in items if isinstance(item, Encoded)) == 50
+
+
+def test_digest_by_columns_gives_up_on_irregular_values(tmp_path: Path) -> None:
+    connection, plan = prepare(tmp_path / "t.db", CLEAN.format("TIMESTAMP", "'2024-01-01 10:00:00'", "'2024-01-01'"))
+    connection.close()
+    assert sum_hashes(tmp_path / "t.db", plan) is None
+
+
+def test_large_table_with_dirt_in_the_middle(lab: Lab) -> None:
+    rows = [
+        (n, f"2024-01-{n % 28 + 1:02d}", "09:30", f"2024-01-01 00:00:{n % 60:02d}", n / 7) for n in range(1, 120_000)
+    ]
+    rows[70_000] = (70_001, "2025-02-30", "09:30", "soon", 0.5)
+    lab.fill(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, date TEXT, time TEXT, created_at TEXT, x REAL)",
+        ("INSERT INTO t VALUES (?, ?, ?, ?, ?)", rows),
+    )
+    report = lab.migrate()
+    assert (report.status, report.totals.rows_inserted, report.totals.rows_rejected) == ("rejected_rows", 119_998, 1)
+    assert lab.rejected() == [("t", 70_001, "rejected", "date", None)]
+    assert lab.fetch("SELECT count(*), min(date)::text, sum(id) FROM t") == [
+        (119_998, "2024-01-01", sum(range(1, 120_000)) - 70_001)
+    ]
