@@ -6,7 +6,7 @@ RUN := $(COMPOSE) --profile migrate run --rm --quiet-pull
 CHOSEN = $(if $(CLIENT),--client $(CLIENT),--all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docker test-faults dirt lint secrets up down logs psql migrate verify cutover rollback status report add-client rotate-password workload need-client
+.PHONY: help setup demo test test-docker test-faults dirt lint secrets up down logs psql migrate verify cutover rollback status report add-client rotate-password bench workload need-client
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -87,6 +87,9 @@ add-client: need-client ## provision one more client on the running server: make
 
 rotate-password: need-client ## a new password on the server, in the secret file and in the client's .env
 	@sh initdb/bin/rotate-password.sh $(CLIENT)
+
+bench: setup ## this, pgloader, the first release's method and the limit, into docs/PERFORMANCE.md
+	.venv/bin/python -m bench.bench $(ARGS)
 
 workload: setup ## the same booking workload on SQLite and on PostgreSQL, into docs/WORKLOAD.md
 	.venv/bin/python -m bench.workload

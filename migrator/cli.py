@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from rich.console import Console
 
 from migrator import __version__
 from migrator.clients import Client, discover_clients, parse_url, select_clients
 from migrator.comparison import verify_client
 from migrator.container import Patience
 from migrator.cutover import Move, cut_over, describe_client, purge, read_state, roll_back
-from migrator.errors import ConfigurationError, MigratorError
+from migrator.errors import ConfigurationError, ExitCode, MigratorError
+from migrator.fleet import FleetResult, count_jobs, run_fleet
 from migrator.load import LoadOptions
 from migrator.logs import configure_logs, get_logger
 from migrator.migration import migrate_client
@@ -97,6 +99,11 @@ def _source_options(command: Command) -> Command:
     return command
 
 
+_jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), help="Clients at a time; as many as there are processors if left out."
+)
+
+
 def _orphans_option(default: Orphans) -> Callable[[Command], Command]:
     return click.option(
         "--orphans",
@@ -137,24 +144,26 @@ def main(verbose: bool) -> None:
     show_default=True,
     help="Seconds to wait for another run on the same client.",
 )
+@_jobs_option
 @_catch
-def migrate(dry_run: bool, add_columns: bool, lock_timeout: float, **arguments: Any) -> None:
+def migrate(dry_run: bool, add_columns: bool, lock_timeout: float, jobs: int | None, **arguments: Any) -> None:
     """Load clients into PostgreSQL, verify them and commit."""
     settings = load_settings()
     clients = _choose_clients(settings, arguments)
     options = _make_options(settings, arguments, dry_run=dry_run, add_columns=add_columns, lock_timeout=lock_timeout)
-    _run_clients(clients, options, migrate_client)
+    _run_clients(clients, options, migrate_client, jobs)
 
 
 @main.command()
 @_client_options
 @_source_options
+@_jobs_option
 @_catch
-def verify(**arguments: Any) -> None:
+def verify(jobs: int | None, **arguments: Any) -> None:
     """Compare clients with PostgreSQL as both are now; nothing is changed."""
     settings = load_settings()
     clients = _choose_clients(settings, arguments)
-    _run_clients(clients, _make_options(settings, arguments), verify_client)
+    _run_clients(clients, _make_options(settings, arguments), verify_client, jobs)
 
 
 @main.command("retry-rejected")
@@ -357,19 +366,32 @@ def _make_options(
     )
 
 
-def _run_clients(clients: Sequence[Client], options: JobOptions, command: Callable[..., Any]) -> None:
+def _run_clients(
+    clients: Sequence[Client], options: JobOptions, command: Callable[..., Any], jobs: int | None = None
+) -> None:
     console = make_console()
+    chosen = min(jobs, len(clients)) if jobs else count_jobs(len(clients))
+    if chosen > 1:
+        result = run_fleet(clients, options, command, chosen)
+    else:
+        result = FleetResult(_run_in_turn(clients, options, command, console), ())
+    codes = [found.exit_code for found in result.reports]
+    code = choose_exit_code([*codes, *([ExitCode.FAILED] if result.remaining else [])])
+    if console.is_terminal:
+        print_reports(result.reports, console)
+    get_logger().info("job_finished", clients=len(result.reports), exit_code=int(code))
+    sys.exit(int(code))
+
+
+def _run_in_turn(
+    clients: Sequence[Client], options: JobOptions, command: Callable[..., Any], console: Console
+) -> tuple[Report, ...]:
     watch: AbstractContextManager[Watch] = (
         ProgressBars(console) if console.is_terminal else nullcontext(ProgressEvents())
     )
 
-    async def run_all() -> list[Report]:
+    async def run_all() -> tuple[Report, ...]:
         with watch as watching:
-            return [await command(client, options, watching) for client in clients]
+            return tuple([await command(client, options, watching) for client in clients])
 
-    reports = asyncio.run(run_all())
-    code = choose_exit_code(found.exit_code for found in reports)
-    if console.is_terminal:
-        print_reports(reports, console)
-    get_logger().info("job_finished", clients=len(reports), exit_code=int(code))
-    sys.exit(int(code))
+    return asyncio.run(run_all())
