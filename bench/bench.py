@@ -50,7 +50,7 @@ class Contest:
         self.server.run_sql("CREATE DATABASE bench OWNER bencher ENCODING 'UTF8' TEMPLATE template0")
         self.server.run_sql("CHECKPOINT")
 
-    async def connect(self) -> asyncpg.Connection:  # type: ignore[type-arg]
+    async def connect(self) -> asyncpg.Connection:
         """Connects as the role."""
         return await asyncpg.connect(
             host="127.0.0.1", port=self.server.port, user="bencher", password=PASSWORD, database="bench"
@@ -109,10 +109,10 @@ def run_limit(contest: Contest) -> float:
                 for r in rows
             )
             await connection.copy_records_to_table("bookings", columns=COLUMNS, records=records)
-            await connection.copy_from_table("bookings", columns=COLUMNS, output=str(payload), format="binary")
+            await connection.copy_from_table("bookings", columns=COLUMNS, output=payload, format="binary")
             await connection.execute("TRUNCATE bookings")
         started = time.monotonic()
-        await connection.copy_to_table("bookings", columns=COLUMNS, source=str(payload), format="binary")
+        await connection.copy_to_table("bookings", columns=COLUMNS, source=payload, format="binary")
         taken = time.monotonic() - started
         await connection.close()
         return taken
@@ -154,7 +154,7 @@ def run_first_release(contest: Contest) -> float:
 
 
 def run_pgloader(contest: Contest) -> float:
-    """pgloader with its defaults: load, keys and indexes; nothing is verified."""
+    """Runs pgloader with its defaults: load, keys and indexes; nothing is verified."""
     url = f"postgresql://bencher:{PASSWORD}@127.0.0.1:{contest.server.port}/bench"
     started = time.monotonic()
     subprocess.run(
