@@ -21,7 +21,8 @@ from migrator.datatypes import Kind
 from migrator.plan import TablePlan
 from migrator.source import quote_sqlite
 
-_BATCH = 50_000
+_BATCH = 8_000
+pa.set_memory_pool(pa.system_memory_pool())
 _NULL = "N"
 _MOMENT = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d$"
 
