@@ -32,7 +32,7 @@ def configure_logs(*, verbose: bool = False) -> None:
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
         # One write a line, so that the lines of several processes do not mix.
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stdout),
         cache_logger_on_first_use=False,
     )
 
