@@ -9,7 +9,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = ("POSTGRESQL_MIGRATION.md", "POSTGRESQL_MIGRATION.ru.md")
 _FOR_PEOPLE = ("Error",)
-_NOT_OURS = {"AssertionError", "ValueError", "KeyError", "TypeError", "WidenError", "ComputedError", "StatementError"}
+_NOT_OURS = {
+    "AssertionError",
+    "ValueError",
+    "KeyError",
+    "TypeError",
+    "WidenError",
+    "ComputedError",
+    "StatementError",
+    "UnusualError",
+}
 
 
 def read_guide(name: str) -> str:
