@@ -200,18 +200,23 @@ def _read_size(path: Path) -> int:
 
 async def _copy_first(move: Move) -> Report:
     """Copies all rows while the bot still runs, so that little is left to do once it is stopped."""
-    if move.state.cutovers:
+    before = await _was_migrated(move)
+    report = await migrate_client(move.client, replace(move.options, dry_run=False))
+    await _check_foreign_rows(move)
+    if before and report.status in ("ok", "rejected_rows"):
+        # Rows that have changed since the earlier migration conflict with what it left; they are renewed.
         folder = move.folder / ".first"
         with _fresh_folder(folder):
             snapshot = await asyncio.to_thread(_snapshot, move, folder)
             report = await renew_client(move.client, move.options, snapshot)
-    else:
-        report = await migrate_client(move.client, replace(move.options, dry_run=False))
     _check_report(move, report)
-    if not move.state.cutovers:
-        await _check_foreign_rows(move, report)
     move.log.info("first_copy_done", rows=report.totals.rows_read)
     return report
+
+
+async def _was_migrated(move: Move) -> bool:
+    async with connect(move.client.database, connect_timeout=move.options.connect_timeout) as connection:
+        return bool(await connection.fetchval("SELECT to_regclass('migrator.rejected_rows') IS NOT NULL"))
 
 
 def _check_report(move: Move, report: Report) -> None:
@@ -231,20 +236,18 @@ def _check_report(move: Move, report: Report) -> None:
         )
 
 
-async def _check_foreign_rows(move: Move, report: Report) -> None:
-    """Refuses tables that hold rows which did not come from SQLite: the final load would remove them."""
+async def _check_foreign_rows(move: Move) -> None:
+    """Refuses tables that held rows before the first migration: the final load would remove them."""
     async with connect(move.client.database, connect_timeout=move.options.connect_timeout) as connection:
-        target = await read_target(connection)
-        for table in report.tables:
-            name = table.name if table.name in target.tables else table.name.lower()
-            if name not in target.tables:
-                continue
-            count = await connection.fetchval(f"SELECT count(*) FROM {quote_name(target.schema)}.{quote_name(name)}")
-            if count != table.rows_inserted + table.rows_already_present:
-                raise TargetError(
-                    f"table {name} of {move.client.database.name} holds rows that did not come from SQLite; "
-                    f"remove them first, since a cutover makes it hold what SQLite holds"
-                )
+        if not await connection.fetchval("SELECT to_regclass('migrator.foreign_rows') IS NOT NULL"):
+            return
+        found = await connection.fetch("SELECT table_name FROM migrator.foreign_rows ORDER BY 1")
+    if found:
+        names = ", ".join(row["table_name"] for row in found)
+        raise TargetError(
+            f"{names} of {move.client.database.name} holds rows that did not come from SQLite; remove them and the "
+            f"table's line in migrator.foreign_rows first, since a cutover makes it hold what SQLite holds"
+        )
 
 
 async def _cut_over_steps(move: Move, bot: Bot, journal: Journal) -> Report:

@@ -153,6 +153,7 @@ class Migration:
         Returns:
             Whether rows were rejected or conflict.
         """
+        first = not await self._connection.fetchval("SELECT to_regclass('migrator.rejected_rows') IS NOT NULL")
         source = await asyncio.to_thread(read_source, self._snapshot)
         target = await read_target(self._connection)
         self._run.server_version = target.server_version
@@ -171,7 +172,23 @@ class Migration:
         await self._finish_tables(plan)
         self._run.tables = await self._verify(plan, staged, settled)
         await self._quarantine.store(self._connection, self._run.run_id, [t.table.name for t in plan.tables])
+        if first:
+            await self._record_foreign_rows(plan)
         return any(t.rows_rejected or t.rows_conflicting for t in self._run.tables)
+
+    async def _record_foreign_rows(self, plan: Plan) -> None:
+        """Remembers rows that were there before the first migration, so that a cutover does not remove them."""
+        reports = {report.name: report for report in self._run.tables}
+        for table in plan.tables:
+            if table.existing is None:
+                continue
+            report = reports[table.table.name]
+            count = await self._connection.fetchval(f"SELECT count(*) FROM {table.qualified}")
+            foreign = count - report.rows_inserted - report.rows_already_present
+            if foreign > 0:
+                await self._connection.execute(
+                    "INSERT INTO migrator.foreign_rows VALUES ($1, $2) ON CONFLICT DO NOTHING", table.name, foreign
+                )
 
     async def _load(self, table: TablePlan) -> None:
         started = time.monotonic()

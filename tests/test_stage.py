@@ -1,6 +1,7 @@
 """Tables that exist already: their types and rules win, and every row is accounted for."""
 
 import json
+import sqlite3
 
 import pytest
 
@@ -260,3 +261,16 @@ def test_unique_key_of_the_target_that_sqlite_lacks(lab: Lab, bad: int) -> None:
     assert (report.totals.rows_inserted, report.totals.rows_rejected) == (51, bad)
     again = lab.migrate()
     assert (again.totals.rows_already_present, again.totals.rows_rejected) == (51, bad)
+
+
+def test_rows_from_before_the_first_migration_are_remembered(lab: Lab) -> None:
+    lab.execute("CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t VALUES (1), (99)")
+    path = lab.fill("CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1), (2), (3)")
+    assert lab.migrate().status == "ok"
+    assert lab.fetch("SELECT * FROM migrator.foreign_rows") == [("t", 1)]
+    connection = sqlite3.connect(path)
+    connection.execute("DELETE FROM t WHERE id = 3")
+    connection.commit()
+    connection.close()
+    assert lab.migrate().status == "ok"
+    assert lab.fetch("SELECT * FROM migrator.foreign_rows") == [("t", 1)]

@@ -24,3 +24,9 @@ COMMENT ON COLUMN migrator.rejected_rows.row_number IS
 COMMENT ON COLUMN migrator.rejected_rows.mended IS
     'Put the mended row here, in the form of "row", and run ''migrator retry-rejected''.';
 CREATE INDEX IF NOT EXISTS rejected_rows_by_row ON migrator.rejected_rows (table_name, row_number);
+CREATE TABLE IF NOT EXISTS migrator.foreign_rows (
+    table_name text PRIMARY KEY,
+    rows bigint NOT NULL
+);
+COMMENT ON TABLE migrator.foreign_rows IS
+    'How many rows a table held at the first migration that did not come from SQLite.';
