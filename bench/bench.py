@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -86,6 +87,11 @@ def write_bookings(path: Path, rows: int) -> None:
     connection.close()
 
 
+def _convert(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    day, hour, moment = date.fromisoformat(row[1]), clock.fromisoformat(row[2]), row[5] + "+00:00"
+    return (row[0], day, hour, row[3], row[4], datetime.fromisoformat(moment), row[6], row[7])
+
+
 def run_limit(contest: Contest) -> float:
     """A ready-made binary COPY file into a plain table: nothing can be faster."""
     payload = contest.scratch / "payload.bin"
@@ -95,19 +101,7 @@ def run_limit(contest: Contest) -> float:
         await connection.execute(TABLE)
         if not payload.exists():
             rows = sqlite3.connect(contest.source).execute(f"SELECT {', '.join(COLUMNS)} FROM bookings")
-            records = (
-                (
-                    r[0],
-                    date.fromisoformat(r[1]),
-                    clock.fromisoformat(r[2]),
-                    r[3],
-                    r[4],
-                    datetime.fromisoformat(r[5] + "+00:00"),
-                    r[6],
-                    r[7],
-                )
-                for r in rows
-            )
+            records = (_convert(r) for r in rows)
             await connection.copy_records_to_table("bookings", columns=COLUMNS, records=records)
             await connection.copy_from_table("bookings", columns=COLUMNS, output=payload, format="binary")
             await connection.execute("TRUNCATE bookings")
@@ -132,19 +126,7 @@ def run_first_release(contest: Contest) -> float:
         while rows := cursor.fetchmany(500):
             await connection.executemany(
                 statement,
-                [
-                    (
-                        r[0],
-                        date.fromisoformat(r[1]),
-                        clock.fromisoformat(r[2]),
-                        r[3],
-                        r[4],
-                        datetime.fromisoformat(r[5] + "+00:00"),
-                        r[6],
-                        r[7],
-                    )
-                    for r in rows
-                ],
+                [_convert(r) for r in rows],
             )
         taken = time.monotonic() - started
         await connection.close()

@@ -58,9 +58,29 @@ def _catch(command: Command) -> Command:
     return wrapped
 
 
+_client_option = click.option("--client", "ids", multiple=True, metavar="ID", help="A client; may be repeated.")
+_SHARED_OPTIONS = (
+    click.option("--time-zone", help="The zone of moments without an offset, instead of the client's own."),
+    click.option(
+        "--connect-timeout",
+        type=click.FloatRange(min=0),
+        default=60.0,
+        show_default=True,
+        help="Seconds to wait for the server.",
+    ),
+    click.option(
+        "--source-timeout",
+        type=click.FloatRange(min=0),
+        default=30.0,
+        show_default=True,
+        help="Seconds to wait for a locked SQLite file.",
+    ),
+)
+
+
 def _client_options(command: Command) -> Command:
     for option in (
-        click.option("--client", "ids", multiple=True, metavar="ID", help="A client; may be repeated."),
+        _client_option,
         click.option("--all", "everyone", is_flag=True, help="All clients found in CLIENTS_DIR."),
     ):
         command = option(command)
@@ -79,21 +99,7 @@ def _source_options(command: Command) -> Command:
             envvar="POSTGRES_URL",
             help="Where it goes; the password comes from PGPASSWORD or PGPASSFILE.",
         ),
-        click.option("--time-zone", help="The zone of moments without an offset, instead of the client's own."),
-        click.option(
-            "--connect-timeout",
-            type=click.FloatRange(min=0),
-            default=60.0,
-            show_default=True,
-            help="Seconds to wait for the server.",
-        ),
-        click.option(
-            "--source-timeout",
-            type=click.FloatRange(min=0),
-            default=30.0,
-            show_default=True,
-            help="Seconds to wait for a locked SQLite file.",
-        ),
+        *_SHARED_OPTIONS,
     ):
         command = option(command)
     return command
@@ -203,8 +209,7 @@ def report(ids: Sequence[str], everyone: bool, as_json: bool) -> None:
 
 def _move_options(command: Command) -> Command:
     for option in (
-        click.option("--client", "ids", multiple=True, metavar="ID", help="A client; may be repeated."),
-        click.option("--time-zone", help="The zone of moments without an offset, instead of the client's own."),
+        _client_option,
         click.option(
             "--healthy-within",
             type=click.FloatRange(min=1),
@@ -219,8 +224,7 @@ def _move_options(command: Command) -> Command:
             show_default=True,
             help="Seconds that a bot without a health check must run without a restart.",
         ),
-        click.option("--connect-timeout", type=click.FloatRange(min=0), default=60.0, show_default=True),
-        click.option("--source-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True),
+        *_SHARED_OPTIONS,
     ):
         command = option(command)
     return command

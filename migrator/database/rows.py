@@ -9,8 +9,6 @@ from typing import Any
 
 from migrator.datatypes import Kind, wish_type
 
-TEMPORAL = (Kind.DATE, Kind.TIME, Kind.TIMESTAMPTZ)
-
 
 class Row(Sequence[Any]):
     """One row of an answer.
