@@ -8,10 +8,12 @@ from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
 
+import asyncpg
 import tenacity
 
 from migrator.clients import Client
 from migrator.errors import TransientError
+from migrator.history import PastRun, describe_manner, read_last_run, read_mark, record_run, seal_run
 from migrator.keys import KeyViolation, add_defaults, add_foreign_key, add_indexes, add_keys, set_sequences
 from migrator.load import Loaded, create_table, decide_types, drop_computed, load_fresh, load_stage
 from migrator.plan import Orphans, Plan, TablePlan, make_plan, resolve_parent
@@ -28,10 +30,10 @@ from migrator.run import (
     report_run,
     write_rejected,
 )
-from migrator.snapshot import open_snapshot
+from migrator.snapshot import check_file, digest_files, open_snapshot
 from migrator.source import count_rows, read_source
 from migrator.stage import Settled, Staged, restrict_to_stage, settle_stages
-from migrator.target import Connection, Reference, quote_name, read_target
+from migrator.target import TRANSIENT, Connection, Reference, quote_name, read_target
 from migrator.verify import Difference, Digest, digest_source, digest_target, find_differences
 
 ATTEMPTS = 3
@@ -48,18 +50,10 @@ async def migrate_client(client: Client, options: JobOptions, watch: Watch | Non
         watch: is told of progress.
     """
     run = begin_run(client, watch or Watch())
-    run.log.info(
-        "client_started",
-        source=str(client.sqlite_path),
-        target=client.database.address,
-        dry_run=options.dry_run,
-    )
     return await report_run(run, options, "migrate", lambda folder: _migrate(run, options, folder))
 
 
 async def _migrate(run: Run, options: JobOptions, folder: Path) -> bool:
-    options = await prepare_run(run, options, folder)
-
     def tell(state: tenacity.RetryCallState) -> None:
         outcome = state.outcome.exception() if state.outcome else None
         run.log.warning(
@@ -83,20 +77,101 @@ async def _migrate(run: Run, options: JobOptions, folder: Path) -> bool:
 
 
 async def _migrate_once(run: Run, options: JobOptions, folder: Path) -> bool:
-    assert run.snapshot is not None  # noqa: S101 - set by the caller
+    if run.snapshot is None:
+        check_file(run.client.sqlite_path)
+    async with open_target(run, options) as connection:
+        if run.snapshot is None:
+            run.log.info(
+                "client_started",
+                source=str(run.client.sqlite_path),
+                target=run.client.database.address,
+                dry_run=options.dry_run,
+            )
+            run.source_digest = await asyncio.to_thread(digest_files, run.client.sqlite_path)
+        quarantine = Quarantine(folder)
+        try:
+            if past := await _find_standing(run, options, connection):
+                return await _repeat_report(run, options, connection, past, quarantine)
+            return await _migrate_claimed(run, options, connection, folder, quarantine)
+        finally:
+            quarantine.close()
+            quarantine.path.unlink(missing_ok=True)
+
+
+def _describe(options: JobOptions) -> str:
+    zone = str(options.zone.info) if options.zone else None
+    return describe_manner(options.load, zone, add_columns=options.add_columns)
+
+
+async def _find_standing(run: Run, options: JobOptions, connection: Connection) -> PastRun | None:
+    """Finds the run after which there is nothing left to do: this very one, if only the word of its commit was lost."""
+    past = await read_last_run(connection)
+    if (options.again or options.dry_run) and not (past and past.run_id == run.run_id):
+        return None
+    if past is None or past.run_id == run.run_id:
+        return past
+    if options.shared and past.age_seconds < time.monotonic() - options.begun_at and past.manner == _describe(options):
+        run.done_by = past.worker
+        return past
+    digest = run.source_digest.whole if run.source_digest else None
+    return past if past.stands(digest, _describe(options), await read_mark(connection)) else None
+
+
+async def _repeat_report(
+    run: Run, options: JobOptions, connection: Connection, past: PastRun, quarantine: Quarantine
+) -> bool:
+    """Reports what stands since an earlier run: its rows are all present."""
+    if past.run_id == run.run_id:
+        run.tables, run.notes = past.tables, list(past.notes)
+        return _has_rejected(run)
+    run.unchanged_since = past.run_id
+    run.server_version = str(await connection.fetchval("SHOW server_version"))
+    run.notes = [
+        f"file and tables are as run {past.run_id} left and verified them at {past.finished_at:%Y-%m-%d %H:%M:%S} UTC; "
+        f"nothing was loaded. --again does it anew, 'migrator verify' compares anew",
+        *past.notes,
+    ]
+    run.tables = tuple(
+        table.model_copy(
+            update={
+                "rows_inserted": 0,
+                "rows_already_present": table.rows_inserted + table.rows_already_present,
+                "duration_seconds": 0.0,
+            }
+        )
+        for table in past.tables
+    )
+    if _has_rejected(run) and not run.done_by:
+        async with connection.transaction():
+            await quarantine.recall(connection)
+        write_rejected(run, options, quarantine)
+    return _has_rejected(run)
+
+
+def _has_rejected(run: Run) -> bool:
+    return any(table.rows_rejected or table.rows_conflicting for table in run.tables)
+
+
+async def _migrate_claimed(
+    run: Run, options: JobOptions, connection: Connection, folder: Path, quarantine: Quarantine
+) -> bool:
+    manner = _describe(options)
+    options = await prepare_run(run, options, folder)
+    assert run.snapshot is not None  # noqa: S101 - just taken
     run.notes.clear()
     if run.zone is not None and run.zone.info is not UTC:
         run.notes.append(f"moments without an offset are read in {run.zone.info} ({run.zone.origin})")
     run.tables = ()
     snapshot = open_snapshot(run.snapshot.path)
-    quarantine = Quarantine(folder)
     try:
-        async with open_target(run, options) as connection:
-            return await _migrate_locked(run, options, connection, snapshot, quarantine)
+        rejected = await _migrate_locked(run, options, connection, snapshot, quarantine, manner)
     finally:
-        quarantine.close()
-        quarantine.path.unlink(missing_ok=True)
         snapshot.close()
+    if not options.dry_run:
+        # The rows are in; without the seal the next run only does more than it need.
+        with suppress(*TRANSIENT, asyncpg.PostgresError):
+            await seal_run(connection, run.run_id)
+    return rejected
 
 
 async def _migrate_locked(
@@ -105,6 +180,7 @@ async def _migrate_locked(
     connection: Connection,
     snapshot: sqlite3.Connection,
     quarantine: Quarantine,
+    manner: str,
 ) -> bool:
     transaction = connection.transaction()
     await transaction.start()
@@ -122,6 +198,8 @@ async def _migrate_locked(
         await transaction.rollback()
         run.notes.insert(0, "dry run: everything was loaded, checked and rolled back; nothing was changed")
     else:
+        assert run.snapshot is not None  # noqa: S101 - taken before
+        await record_run(connection, run.run_id, run.snapshot.source_digest, manner, run.tables, tuple(run.notes))
         await transaction.commit()
     return rejected
 
@@ -174,7 +252,7 @@ class Migration:
         await self._quarantine.store(self._connection, self._run.run_id, [t.table.name for t in plan.tables])
         if first:
             await self._record_foreign_rows(plan)
-        return any(t.rows_rejected or t.rows_conflicting for t in self._run.tables)
+        return _has_rejected(self._run)
 
     async def _record_foreign_rows(self, plan: Plan) -> None:
         """Remembers rows that were there before the first migration, so that a cutover does not remove them."""

@@ -87,7 +87,7 @@ class TargetReport(_Frozen):
 
 
 class Report(_Frozen):
-    """One run over one client."""
+    """One run over one client; ``unchanged_since`` names the run whose outcome still stood."""
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -101,6 +101,7 @@ class Report(_Frozen):
     finished_at: datetime
     tables: tuple[TableReport, ...] = ()
     notes: tuple[str, ...] = ()
+    unchanged_since: str | None = None
     downtime_seconds: float | None = None
     error: str | None = None
     failure_code: ExitCode = Field(default=ExitCode.FAILED, exclude=True)

@@ -14,12 +14,20 @@ from pathlib import Path
 import asyncpg
 
 from migrator.clients import Client
-from migrator.errors import ConfigurationError, ExitCode, MigratorError, TargetError, TransientError, VerificationError
+from migrator.errors import (
+    ConfigurationError,
+    ExitCode,
+    LockedError,
+    MigratorError,
+    TargetError,
+    TransientError,
+    VerificationError,
+)
 from migrator.load import LoadOptions
 from migrator.logs import Logger, get_logger
 from migrator.quarantine import Quarantine
 from migrator.report import Report, SourceReport, TableReport, TargetReport, locate_run, write_report
-from migrator.snapshot import Snapshot, open_snapshot, take_snapshot
+from migrator.snapshot import Snapshot, SourceDigest, open_snapshot, take_snapshot
 from migrator.target import TRANSIENT, Connection, connect, lock_client
 from migrator.verify import Difference
 from migrator.workspace import hold_folder
@@ -40,6 +48,9 @@ class JobOptions:
         connect_timeout: how long, in seconds, a server that does not answer is tried.
         source_timeout: how long, in seconds, a locked SQLite file is waited for.
         zone: where the client's own setting is not to count.
+        again: a client is done anew even where nothing has changed since its last run.
+        shared: other workers may have the same clients; one that is in other hands raises LockedError.
+        begun_at: when the job began (``time.monotonic()``); a client that another worker has done since is done.
     """
 
     load: LoadOptions
@@ -51,6 +62,9 @@ class JobOptions:
     connect_timeout: float = 60.0
     source_timeout: float = 30.0
     zone: Zone | None = None
+    again: bool = False
+    shared: bool = False
+    begun_at: float = field(default_factory=time.monotonic)
 
 
 class Watch:
@@ -77,9 +91,12 @@ class Run:
     watch: "Watch"
     snapshot: Snapshot | None = None
     server_version: str | None = None
+    source_digest: SourceDigest | None = None
     zone: Zone | None = None
     tables: tuple[TableReport, ...] = ()
     notes: list[str] = field(default_factory=list)
+    unchanged_since: str | None = None
+    done_by: str | None = None
 
 
 def begin_run(client: Client, watch: Watch) -> Run:
@@ -97,6 +114,9 @@ async def report_run(run: Run, options: JobOptions, command: str, work: Callable
         options: where the report goes.
         command: the command's name, for the report.
         work: is given a scratch folder and answers whether rows were rejected.
+
+    Raises:
+        LockedError: the clients are shared, and this one is in another worker's hands.
     """
     status, error, failure_code = "ok", None, ExitCode.FAILED
     try:
@@ -107,6 +127,10 @@ async def report_run(run: Run, options: JobOptions, command: str, work: Callable
         status = "rejected_rows" if rejected else "ok"
     except VerificationError as failure:
         status, error = "verify_failed", str(failure)
+    except LockedError as failure:
+        if options.shared:
+            raise
+        status, error, failure_code = "failed", str(failure), failure.exit_code
     except MigratorError as failure:
         status, error, failure_code = "failed", str(failure), failure.exit_code
     except asyncpg.PostgresError as failure:
@@ -131,9 +155,13 @@ async def report_run(run: Run, options: JobOptions, command: str, work: Callable
         finished_at=datetime.now(UTC),
         tables=run.tables,
         notes=tuple(run.notes),
+        unchanged_since=run.unchanged_since,
         error=error,
         failure_code=failure_code,
     )
+    if run.done_by:
+        run.log.info("client_done_elsewhere", worker=run.done_by, done_in=run.unchanged_since, status=status)
+        return report
     path = write_report(report, options.reports_dir)
     totals = report.totals
     facts = {
@@ -147,6 +175,8 @@ async def report_run(run: Run, options: JobOptions, command: str, work: Callable
         "duration_seconds": report.duration_seconds,
         "report": str(path),
     }
+    if run.unchanged_since:
+        facts["unchanged_since"] = run.unchanged_since
     if error:
         run.log.error("client_failed", error=error, **facts)
     else:
@@ -181,7 +211,11 @@ async def prepare_run(run: Run, options: JobOptions, folder: Path) -> JobOptions
 async def _snapshot(run: Run, options: JobOptions, folder: Path) -> Snapshot:
     started = time.monotonic()
     snapshot = await asyncio.to_thread(
-        take_snapshot, run.client.sqlite_path, folder, lock_timeout=options.source_timeout
+        take_snapshot,
+        run.client.sqlite_path,
+        folder,
+        lock_timeout=options.source_timeout,
+        before=run.source_digest,
     )
     run.log.info(
         "snapshot_taken",
@@ -203,7 +237,8 @@ async def open_target(run: Run, options: JobOptions, *, lock: bool = True) -> As
     async with connect(run.client.database, connect_timeout=options.connect_timeout) as connection:
         try:
             if lock:
-                await lock_client(connection, run.client.id, lock_timeout=options.lock_timeout)
+                timeout = 0 if options.shared else options.lock_timeout
+                await lock_client(connection, run.client.id, lock_timeout=timeout)
             yield connection
         except TRANSIENT as error:
             raise TransientError(f"{run.client.database.address}: the connection was lost: {error}") from error

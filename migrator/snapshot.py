@@ -31,7 +31,8 @@ STABLE_COPY_ATTEMPTS = 5
 class Snapshot:
     """A consistent copy of a source file, and the facts about the source at that moment.
 
-    ``sha256`` is that of the source's main file; ``size_bytes`` its size.
+    ``sha256`` is that of the source's main file; ``size_bytes`` its size. ``source_digest`` is that of
+    the file with its journals, or None where they changed while they were copied.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Snapshot:
     size_bytes: int
     sha256: str
     journal_mode: str
+    source_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,51 @@ class Header:
     is_wal: bool
 
 
-def take_snapshot(source: Path, folder: Path, *, lock_timeout: float = 30.0) -> Snapshot:
+@dataclass(frozen=True, slots=True)
+class SourceDigest:
+    """SHA-256 of the main file, and of everything on disk that decides what the client's rows are."""
+
+    main: str
+    whole: str
+
+
+def digest_files(source: Path) -> SourceDigest | None:
+    """Hashes the file, its WAL or rollback journal, and the ``.env`` beside it that may set the zone.
+
+    Returns:
+        None where one of them cannot be read; whoever takes the snapshot finds out why.
+    """
+    try:
+        main = _hash_file(source)
+        parts = [main]
+        for companion in (_wal(source), _journal(source), source.with_name(".env")):
+            present = companion.is_file() and companion.stat().st_size > 0
+            parts.append(_hash_file(companion) if present else "-")
+    except OSError:
+        return None
+    return SourceDigest(main, hashlib.sha256(" ".join(parts).encode()).hexdigest())
+
+
+def check_file(source: Path) -> None:
+    """Looks whether a file may be a client's database at all, before anything else is begun for it.
+
+    Raises:
+        ConfigurationError: the file is missing or may not be read.
+        SnapshotError: it is no SQLite database, or truncated.
+    """
+    _read_header(source)
+
+
+def take_snapshot(
+    source: Path, folder: Path, *, lock_timeout: float = 30.0, before: SourceDigest | None = None
+) -> Snapshot:
     """Copies ``source`` into ``folder`` as of one moment, and checks the copy.
 
     Args:
         source: the client's file; it may be in use, and its folder may be read-only.
         folder: an existing, empty, writable folder for the copy.
         lock_timeout: how long, in seconds, a locked file is waited for.
+        before: the files' digest just before; one that is the same afterwards is the snapshot's.
 
     Raises:
         ConfigurationError: the file is missing or may not be read.
@@ -74,12 +114,14 @@ def take_snapshot(source: Path, folder: Path, *, lock_timeout: float = 30.0) -> 
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SnapshotError(_describe_full_disk(source, folder)) from error
         raise SnapshotError(f"{source} cannot be copied to {folder}: {error.strerror}") from error
+    after = digest_files(source)
     return Snapshot(
         path=path,
         source_path=source,
         size_bytes=source.stat().st_size,
-        sha256=_hash_file(source),
+        sha256=after.main if after else _hash_file(source),
         journal_mode="wal" if header.is_wal else "delete",
+        source_digest=after.whole if after and after == before else None,
     )
 
 

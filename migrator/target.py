@@ -206,6 +206,11 @@ async def _connect_once(database: Database) -> Connection:
                 "standard_conforming_strings": "on",
                 "statement_timeout": "0",
                 "idle_in_transaction_session_timeout": "0",
+                "idle_session_timeout": "0",
+                # A worker whose machine is gone must not keep its claim for the system's two hours.
+                "tcp_keepalives_idle": "30",
+                "tcp_keepalives_interval": "10",
+                "tcp_keepalives_count": "3",
             },
         )
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
