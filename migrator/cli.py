@@ -3,14 +3,13 @@
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
 from migrator import __version__
 from migrator.clients import Client, discover_clients, parse_url, select_clients
@@ -34,7 +33,7 @@ from migrator.report import (
     read_latest,
 )
 from migrator.retry import retry_client
-from migrator.run import JobOptions, Watch
+from migrator.run import JobOptions
 from migrator.settings import Settings, load_settings
 from migrator.zones import parse_zone
 
@@ -150,13 +149,18 @@ def main(verbose: bool) -> None:
     show_default=True,
     help="Seconds to wait for another run on the same client.",
 )
+@click.option("--again", is_flag=True, help="Also do clients of which nothing has changed since their last run.")
 @_jobs_option
 @_catch
-def migrate(dry_run: bool, add_columns: bool, lock_timeout: float, jobs: int | None, **arguments: Any) -> None:
-    """Load clients into PostgreSQL, verify them and commit."""
+def migrate(jobs: int | None, **arguments: Any) -> None:
+    """Load clients into PostgreSQL, verify them and commit.
+
+    With --all, any number of these may run at the same time, on any number of machines: each client is
+    claimed in PostgreSQL by one of them.
+    """
     settings = load_settings()
     clients = _choose_clients(settings, arguments)
-    options = _make_options(settings, arguments, dry_run=dry_run, add_columns=add_columns, lock_timeout=lock_timeout)
+    options = _make_options(settings, arguments)
     _run_clients(clients, options, migrate_client, jobs)
 
 
@@ -342,14 +346,7 @@ def _choose_clients(settings: Settings, arguments: dict[str, Any]) -> list[Clien
     return select_clients(settings, ids or discover_clients(settings))
 
 
-def _make_options(
-    settings: Settings,
-    arguments: dict[str, Any],
-    *,
-    dry_run: bool = False,
-    add_columns: bool = False,
-    lock_timeout: float = 10.0,
-) -> JobOptions:
+def _make_options(settings: Settings, arguments: dict[str, Any]) -> JobOptions:
     zone = parse_zone(arguments["time_zone"], "--time-zone") if arguments["time_zone"] else None
     load = LoadOptions(
         batch_size=arguments.get("batch_size", 10_000),
@@ -361,9 +358,11 @@ def _make_options(
         load=load,
         work_dir=settings.backups_dir / ".work",
         reports_dir=settings.reports_dir,
-        dry_run=dry_run,
-        add_columns=add_columns,
-        lock_timeout=lock_timeout,
+        dry_run=arguments.get("dry_run", False),
+        add_columns=arguments.get("add_columns", False),
+        lock_timeout=arguments.get("lock_timeout", 10.0),
+        again=arguments.get("again", False),
+        shared="again" in arguments and arguments.get("everyone", False),
         connect_timeout=arguments["connect_timeout"],
         source_timeout=arguments["source_timeout"],
         zone=zone,
@@ -375,27 +374,16 @@ def _run_clients(
 ) -> None:
     console = make_console()
     chosen = min(jobs, len(clients)) if jobs else count_jobs(len(clients))
-    if chosen > 1:
-        result = run_fleet(clients, options, command, chosen)
-    else:
-        result = FleetResult(_run_in_turn(clients, options, command, console), ())
+    bars = ProgressBars(console, len(clients)) if console.is_terminal else None
+    with bars or nullcontext():
+        if len(clients) > 1 or options.shared:
+            result = run_fleet(clients, options, command, chosen, bars)
+        else:
+            report = asyncio.run(command(clients[0], options, bars or ProgressEvents()))
+            result = FleetResult((report,), ())
     codes = [found.exit_code for found in result.reports]
     code = choose_exit_code([*codes, *([ExitCode.FAILED] if result.remaining else [])])
     if console.is_terminal:
         print_reports(result.reports, console)
     get_logger().info("job_finished", clients=len(result.reports), exit_code=int(code))
     sys.exit(int(code))
-
-
-def _run_in_turn(
-    clients: Sequence[Client], options: JobOptions, command: Callable[..., Any], console: Console
-) -> tuple[Report, ...]:
-    watch: AbstractContextManager[Watch] = (
-        ProgressBars(console) if console.is_terminal else nullcontext(ProgressEvents())
-    )
-
-    async def run_all() -> tuple[Report, ...]:
-        with watch as watching:
-            return tuple([await command(client, options, watching) for client in clients])
-
-    return asyncio.run(run_all())

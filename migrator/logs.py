@@ -2,20 +2,21 @@
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
 Logger = Any
 
 
-def configure_logs(*, verbose: bool = False) -> None:
+def configure_logs(*, verbose: bool = False, stream: TextIO | None = None) -> None:
     """Sends the log to stdout: JSON lines, or text where stdout is a terminal.
 
     Args:
         verbose: debug events too.
+        stream: takes the place of stdout, as a terminal's.
     """
-    terminal = sys.stdout.isatty()
+    terminal = stream is not None or sys.stdout.isatty()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -32,7 +33,7 @@ def configure_logs(*, verbose: bool = False) -> None:
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
         # One write a line, so that the lines of several processes do not mix.
-        logger_factory=lambda *_: structlog.WriteLogger(sys.stdout),
+        logger_factory=lambda *_: structlog.WriteLogger(stream or sys.stdout),
         cache_logger_on_first_use=False,
     )
 

@@ -79,6 +79,9 @@ class Watch:
     def finish(self, client: str) -> None:
         """The client is done, one way or another."""
 
+    def tell(self, line: str) -> None:
+        """A worker process has logged a line."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -141,8 +144,7 @@ async def report_run(run: Run, options: JobOptions, command: str, work: Callable
     except sqlite3.Error as failure:
         # The snapshot was checked page by page, so what fails now is the disk that it lies on.
         status, error = "failed", f"{options.work_dir} (BACKUPS_DIR): {failure}"
-    finally:
-        run.watch.finish(run.client.id)
+    run.watch.finish(run.client.id)
     report = Report(
         run_id=run.run_id,
         client=run.client.id,
@@ -186,7 +188,8 @@ async def report_run(run: Run, options: JobOptions, command: str, work: Callable
 
 def _describe_source(run: Run) -> SourceReport:
     if run.snapshot is None:
-        return SourceReport(path=str(run.client.sqlite_path))
+        digest = run.source_digest
+        return SourceReport(path=str(run.client.sqlite_path), sha256=digest.main if digest else None)
     return SourceReport(
         path=str(run.snapshot.source_path),
         size_bytes=run.snapshot.size_bytes,

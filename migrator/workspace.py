@@ -19,26 +19,39 @@ def hold_folder(work_dir: Path, client: str, run_id: str) -> Iterator[Path]:
     A folder in use is locked; the lock goes with its process, so a folder without one is a leftover.
     """
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        for leftover in work_dir.glob(f"{client}.*"):
-            _remove_unlocked(leftover)
-        folder = work_dir / f"{client}.{run_id}"
-        folder.mkdir(mode=0o700)
-        adopt(work_dir, work_dir.parent)
+        with _guard(work_dir.parent):
+            work_dir.mkdir(exist_ok=True)
+            for leftover in work_dir.glob(f"{client}.*"):
+                _remove_unlocked(leftover)
+            folder = work_dir / f"{client}.{run_id}"
+            folder.mkdir(mode=0o700)
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            adopt(folder, work_dir.parent)
     except OSError as error:
         raise SnapshotError(
             f"{work_dir} cannot be written: {error.strerror}. BACKUPS_DIR must be a folder that uid {os.geteuid()} may "
             f"write; 'make secrets' prepares it"
         ) from error
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
-        with suppress(OSError):
+        with suppress(OSError), _guard(work_dir.parent):
             work_dir.rmdir()
+
+
+@contextmanager
+def _guard(folder: Path) -> Iterator[None]:
+    """Lets one run at a time make and remove folders; another would take one away before it is locked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _remove_unlocked(folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,54 @@ def test_signal_finishes_what_is_in_hand_and_names_the_rest(
     events = read_events(rest.stdout, "client_finished")
     assert {e["client"] for e in events if e["rows_inserted"]} == remaining
     assert len(events) == CLIENTS
+
+
+def count_inserting_runs(server: EmbeddedServer, client: str) -> list[int]:
+    """Lists how many rows each committed run of a client inserted."""
+    text = server.run_sql(
+        "SELECT string_agg((SELECT sum((t->>'rows_inserted')::int) FROM jsonb_array_elements(report->'tables') AS t)"
+        "::text, ',' ORDER BY finished_at) FROM migrator.runs",
+        database=f"{client}_db",
+    )
+    return [int(number) for number in text.split(",")]
+
+
+def test_workers_share_a_fleet_while_they_are_killed(
+    environment: dict[str, str], command_line: list[str], server: EmbeddedServer, tmp_path: Path
+) -> None:
+    command = [*command_line, "migrate", "--all", "--jobs", "1"]
+
+    def start(name: str) -> tuple[subprocess.Popen[str], Path]:
+        log = tmp_path / f"{name}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, env=environment, text=True, start_new_session=True)
+        return process, log
+
+    workers = [start(f"worker_{number}") for number in range(3)]
+    killed = 0
+    for process, log in workers[:2]:
+        deadline = time.monotonic() + 30
+        while '"client_started"' not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    replacement = start("worker_3")
+    assert killed == 2
+    for process, log in (workers[2], replacement):
+        assert process.wait(timeout=120) == 3, log.read_text()[-2000:]
+        clients = [
+            e["client"] for n in ("client_finished", "client_done_elsewhere") for e in read_events(log.read_text(), n)
+        ]
+        assert len(clients) == len(set(clients)) == CLIENTS
+    for folder in (tmp_path / "clients").iterdir():
+        inserted = count_inserting_runs(server, folder.name)
+        assert len([count for count in inserted if count]) == 1, (folder.name, inserted)
+
+
+def test_unchanged_fleet_is_passed_over(environment: dict[str, str], command_line: list[str]) -> None:
+    command = [*command_line, "migrate", "--all"]
+    subprocess.run(command, check=False, capture_output=True, env=environment)
+    again = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    events = read_events(again.stdout, "client_finished")
+    assert len([e for e in events if e.get("unchanged_since")]) == CLIENTS
+    assert not read_events(again.stdout, "snapshot_taken")
