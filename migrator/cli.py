@@ -20,7 +20,9 @@ from migrator.errors import ConfigurationError, ExitCode, MigratorError
 from migrator.fleet import FleetResult, count_jobs, run_fleet
 from migrator.load import LoadOptions
 from migrator.logs import configure_logs, get_logger
+from migrator.metrics import publish_metrics
 from migrator.migration import migrate_client
+from migrator.pages import publish_fleet
 from migrator.plan import Orphans
 from migrator.progress import ProgressBars, ProgressEvents
 from migrator.report import (
@@ -244,7 +246,7 @@ def cutover(refuse_rejected: bool, **arguments: Any) -> None:
     if not arguments["ids"]:
         raise ConfigurationError("name the client with --client ID; a cutover stops its bot for a moment")
     moves = _make_moves(settings, arguments, accept_rejected=not refuse_rejected)
-    _finish_moves([asyncio.run(cut_over(move)) for move in moves])
+    _finish_moves([asyncio.run(cut_over(move)) for move in moves], settings)
 
 
 @main.command()
@@ -259,7 +261,7 @@ def rollback(discard_new: bool, yes: bool, **arguments: Any) -> None:
     settings = load_settings()
     arguments["ids"] = arguments["ids"] or [_ask_client(settings, yes=yes)]
     moves = _make_moves(settings, arguments)
-    _finish_moves([asyncio.run(roll_back(move, discard_new=discard_new)) for move in moves])
+    _finish_moves([asyncio.run(roll_back(move, discard_new=discard_new)) for move in moves], settings)
 
 
 def _ask_client(settings: Settings, *, yes: bool) -> str:
@@ -312,7 +314,14 @@ def _make_moves(settings: Settings, arguments: dict[str, Any], *, accept_rejecte
     ]
 
 
-def _finish_moves(reports: Sequence[Report]) -> None:
+def _publish_outcome(reports_dir: Path, remaining: Sequence[str] = ()) -> None:
+    page = publish_fleet(reports_dir, remaining)
+    metrics = publish_metrics(reports_dir)
+    get_logger().info("fleet_reported", page=str(page), metrics=str(metrics))
+
+
+def _finish_moves(reports: Sequence[Report], settings: Settings) -> None:
+    _publish_outcome(settings.reports_dir)
     code = choose_exit_code(found.exit_code for found in reports)
     get_logger().info("job_finished", clients=len(reports), exit_code=int(code))
     sys.exit(int(code))
@@ -381,6 +390,7 @@ def _run_clients(
         else:
             report = asyncio.run(command(clients[0], options, bars or ProgressEvents()))
             result = FleetResult((report,), ())
+    _publish_outcome(options.reports_dir, result.remaining)
     codes = [found.exit_code for found in result.reports]
     code = choose_exit_code([*codes, *([ExitCode.FAILED] if result.remaining else [])])
     if console.is_terminal:

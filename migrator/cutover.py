@@ -40,9 +40,10 @@ from migrator.journal import STATE_FILE, Journal, open_journal, read_journal, sy
 from migrator.logs import get_logger
 from migrator.migration import migrate_client
 from migrator.owners import adopt
+from migrator.pages import publish_report
 from migrator.quarantine import Quarantine, Verdict
 from migrator.renewal import renew_client
-from migrator.report import Report, SourceReport, TableReport, TargetReport, write_report
+from migrator.report import Report, SourceReport, TableReport, TargetReport
 from migrator.run import JobOptions
 from migrator.settings import Settings
 from migrator.snapshot import Snapshot, take_snapshot
@@ -280,7 +281,7 @@ async def _cut_over_steps(move: Move, bot: Bot, journal: Journal) -> Report:
     downtime = round(time.monotonic() - stopped, 3)
     move.save_state("postgresql", str(snapshot.path), move.state.cutovers + 1)
     report = report.model_copy(update={"downtime_seconds": downtime})
-    write_report(report, move.settings.reports_dir)
+    publish_report(report, move.settings.reports_dir)
     move.log.info("cutover_done", downtime_seconds=downtime, rows=report.totals.rows_read)
     return report
 
@@ -585,7 +586,7 @@ def _make_report(
         notes=(*lines, *notes),
         downtime_seconds=downtime,
     )
-    write_report(report, move.settings.reports_dir)
+    publish_report(report, move.settings.reports_dir)
     return report
 
 

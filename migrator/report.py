@@ -160,19 +160,36 @@ def write_report(report: Report, reports_dir: Path) -> Path:
     text = report.model_dump_json(indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace_file(folder / "report.json", text)
-        _replace_file(folder.parent / "latest.json", text)
+        _replace(folder / "report.json", text)
+        _replace(folder.parent / "latest.json", text)
         adopt(folder.parent, reports_dir)
     except OSError as error:
-        raise ConfigurationError(
-            f"the report cannot be written to {folder}: {error.strerror}. REPORTS_DIR must be a folder that "
-            f"uid {os.geteuid()} may write; 'make secrets' prepares it"
-        ) from error
+        raise _explain(folder, error) from error
     return folder / "report.json"
 
 
-def _replace_file(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+def replace_file(path: Path, text: str, reports_dir: Path) -> None:
+    """Writes a file within the folder of reports, whole or not at all.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text)
+        adopt(path, reports_dir)
+    except OSError as error:
+        raise _explain(path.parent, error) from error
+
+
+def _explain(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the report cannot be written to {folder}: {error.strerror}. REPORTS_DIR must be a folder that "
+        f"uid {os.geteuid()} may write; 'make secrets' prepares it"
+    )
+
+
+def _replace(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -204,6 +221,22 @@ def read_latest(reports_dir: Path, client: str) -> Report:
 def find_latest(reports_dir: Path, client: str) -> Report | None:
     """Reads a client's latest report; None where there is none."""
     return read_latest(reports_dir, client) if (reports_dir / client / "latest.json").exists() else None
+
+
+def list_latest(reports_dir: Path) -> tuple[tuple[Report, ...], tuple[tuple[str, str], ...]]:
+    """Reads the latest report of every client, in the order of their names.
+
+    Returns:
+        The reports, and which clients' cannot be read, each with the reason.
+    """
+    reports: list[Report] = []
+    unreadable: list[tuple[str, str]] = []
+    for path in sorted(reports_dir.glob("*/latest.json")):
+        try:
+            reports.append(read_latest(reports_dir, path.parent.name))
+        except ConfigurationError as error:
+            unreadable.append((path.parent.name, str(error)))
+    return tuple(reports), tuple(unreadable)
 
 
 def print_status(clients: Sequence[dict[str, Any]], console: Console) -> None:

@@ -25,8 +25,9 @@ from migrator.errors import (
 )
 from migrator.load import LoadOptions
 from migrator.logs import Logger, get_logger
+from migrator.pages import publish_report
 from migrator.quarantine import Quarantine
-from migrator.report import Report, SourceReport, TableReport, TargetReport, locate_run, write_report
+from migrator.report import Report, SourceReport, TableReport, TargetReport, locate_run
 from migrator.snapshot import Snapshot, SourceDigest, open_snapshot, take_snapshot
 from migrator.target import TRANSIENT, Connection, connect, lock_client
 from migrator.verify import Difference
@@ -164,7 +165,7 @@ async def report_run(run: Run, options: JobOptions, command: str, work: Callable
     if run.done_by:
         run.log.info("client_done_elsewhere", worker=run.done_by, done_in=run.unchanged_since, status=status)
         return report
-    path = write_report(report, options.reports_dir)
+    path = publish_report(report, options.reports_dir)
     totals = report.totals
     facts = {
         "status": status,
