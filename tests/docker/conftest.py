@@ -16,7 +16,7 @@ from bench.samples import write_fleet
 ROOT = Path(__file__).resolve().parent.parent.parent
 _COPIED = (
     "Dockerfile", ".dockerignore", ".gitignore", "compose.yaml", "docker-compose.postgresql.yml",
-    "docker-compose.migrate.yml", "Makefile", "requirements.lock", "requirements-cutover.lock", "initdb", "migrator", "secrets/.gitignore",
+    "docker-compose.migrate.yml", "Makefile", "requirements.lock", "requirements-cutover.lock", "initdb", "migrator", "deploy", "secrets/.gitignore",
 )  # fmt: skip
 
 
