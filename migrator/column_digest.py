@@ -4,8 +4,6 @@ It gives the same digest as the row-wise way in :mod:`migrator.verify`, or none 
 it writes its canonical texts from the stored values by rules of its own, apart from the conversion.
 """
 
-import hashlib
-import struct
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +17,10 @@ import pyarrow.compute as pc
 
 from migrator.datatypes import Kind
 from migrator.plan import TablePlan
+from migrator.row_hash import LONGEST, choose_width, sum_padded, sum_texts
 from migrator.source import quote_sqlite
 
-_BATCH = 8_000
+_BATCH = 6_000
 pa.set_memory_pool(pa.system_memory_pool())
 _NULL = "N"
 _MOMENT = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d$"
@@ -31,7 +30,7 @@ class IrregularError(Exception):
     """A value is in a form that only the row-wise way knows."""
 
 
-def sum_hashes(snapshot_path: Path, plan: TablePlan) -> tuple[int, int, int] | None:
+def sum_columns(snapshot_path: Path, plan: TablePlan) -> tuple[int, int, int] | None:
     """Adds up the hashes of all rows of a table.
 
     Returns:
@@ -49,10 +48,8 @@ def sum_hashes(snapshot_path: Path, plan: TablePlan) -> tuple[int, int, int] | N
             cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(_BATCH)})
             cursor.execute(f"SELECT {columns} FROM {quote_sqlite(plan.table.name)}")
             for batch in cursor.fetch_record_batch():
-                for text in _write_rows(batch, plan).to_pylist():
-                    upper, lower = struct.unpack(">qq", hashlib.md5(text, usedforsecurity=False).digest())
-                    first += upper
-                    second += lower
+                sums = _sum_rows(_write_rows(batch, plan))
+                first, second = first + sums[0], second + sums[1]
                 rows += batch.num_rows
     except (IrregularError, adbc_driver_manager.Error, pa.ArrowException, OSError):
         return None
@@ -68,7 +65,18 @@ def _write_rows(batch: Any, plan: TablePlan) -> Any:
         else:
             terms.append(pc.fill_null(_WRITERS[column.type.kind](values), _NULL))
     terms.append(pa.repeat("", batch.num_rows))
-    return pc.cast(pc.binary_join_element_wise(*terms, "|"), pa.binary())
+    return pc.binary_join_element_wise(*terms, "|")
+
+
+def _sum_rows(texts: Any) -> tuple[int, int]:
+    lengths = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype("int64")
+    longest = int(lengths.max()) if len(lengths) else 0
+    if longest > LONGEST or not len(lengths):
+        return sum_texts(pc.cast(texts, pa.binary()).to_pylist())
+    width = choose_width(longest)
+    padded = pc.ascii_rpad(texts, width=width, padding="\0")
+    # The bytes of a string array lie one after the other in its last buffer.
+    return sum_padded(padded.buffers()[2], lengths, width)
 
 
 def _write_integers(values: Any) -> Any:

@@ -8,8 +8,11 @@ value; both ways give the same rows.
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,10 +24,11 @@ import pyarrow.compute as pc
 
 from migrator.datatypes import DataType, Kind
 from migrator.plan import ColumnPlan, TablePlan
+from migrator.snapshot import open_snapshot
 from migrator.source import holds_only, identify_rows, quote_sqlite
 
 # Small enough for the job's bound on memory; larger batches are no faster by much.
-COLUMNAR_BATCH = 8_000
+COLUMNAR_BATCH = 6_000
 # Arrow's own pool keeps freed memory for long; the system's gives it back.
 pa.set_memory_pool(pa.system_memory_pool())
 _NAIVE_LENGTHS = (10, 16, 26)
@@ -84,8 +88,9 @@ def encode_batches(snapshot: sqlite3.Connection, plan: TablePlan) -> Iterator[En
         snapshot: names the file, which is opened anew.
         plan: a table for which :func:`is_columnar` holds.
     """
+    path = snapshot.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
     after: int | None = None
-    for item in _read_batches(snapshot, plan):
+    for item in _read_ahead(_read_batches(path, plan)):
         if isinstance(item, Leftover):
             after = item.last
             yield item
@@ -98,10 +103,21 @@ def encode_batches(snapshot: sqlite3.Connection, plan: TablePlan) -> Iterator[En
         after = last
 
 
-def _read_batches(snapshot: sqlite3.Connection, plan: TablePlan) -> Iterator[Any]:
-    path = snapshot.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
+def _read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """Reads the next batch in a thread while the last one is encoded; reading needs no interpreter lock."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(next, batches, None)
+        while (found := ahead.result()) is not None:
+            ahead = reader.submit(next, batches, None)
+            yield found
+
+
+def _read_batches(path: str, plan: TablePlan) -> Iterator[Any]:
     after: int | None = None
-    with adbc_driver_sqlite.dbapi.connect(f"file:{quote(path)}?mode=ro&immutable=1") as connection:
+    with (
+        closing(open_snapshot(Path(path))) as finder,
+        adbc_driver_sqlite.dbapi.connect(f"file:{quote(path)}?mode=ro&immutable=1") as connection,
+    ):
         while True:
             try:
                 for batch in _open_reader(connection, plan, after):
@@ -110,7 +126,7 @@ def _read_batches(snapshot: sqlite3.Connection, plan: TablePlan) -> Iterator[Any
                         after = batch.column(0)[-1].as_py()
             except (adbc_driver_manager.Error, pa.ArrowException, OSError):
                 # The driver fixes each column's class by its first rows and stops where another follows.
-                last = _find_last(snapshot, plan, after)
+                last = _find_last(finder, plan, after)
                 if last is None:
                     return
                 yield Leftover(after, last)

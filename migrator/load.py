@@ -6,6 +6,7 @@ table that exists already, a key that the rows break) goes through :mod:`migrato
 
 import asyncio
 import contextlib
+import importlib
 import io
 import sqlite3
 from collections import Counter
@@ -39,6 +40,10 @@ ROW_ERRORS = (
     asyncpg.WithCheckOptionViolationError,
 )
 Progress = Callable[[int], None]
+
+
+# A file smaller than this has no table that is large enough to be loaded by columns.
+COLUMNAR_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,12 @@ class _Tally:
     unfit: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+
+
+def import_columnar() -> None:
+    """Imports what loads and hashes by columns, ahead of its use: that takes longer than a small client."""
+    for name in ("migrator.columnar", "migrator.column_digest", "sqlglot", "jinja2"):
+        importlib.import_module(name)
 
 
 def decide_types(snapshot: sqlite3.Connection, plan: TablePlan, options: LoadOptions) -> TablePlan:
@@ -279,7 +290,13 @@ async def _copy_encoded(
     connection: Connection, plan: TablePlan, schema: str | None, columns: Sequence[str], encoded: "Encoded"
 ) -> int:
     await connection.copy_to_table(
-        plan.name, schema_name=schema, columns=columns, format="binary", source=io.BytesIO(encoded.payload)
+        plan.name,
+        schema_name=schema,
+        columns=columns,
+        format="binary",
+        source=io.BytesIO(encoded.payload),
+        # The table was made in this transaction, so its rows need never be looked at again to be found visible.
+        freeze=True,
     )
     return encoded.rows
 

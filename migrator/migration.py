@@ -223,6 +223,7 @@ class Migration:
         self._loaded: dict[str, Loaded] = {}
         self._stages: dict[str, str] = {}
         self._seconds: dict[str, float] = {}
+        self._copying: dict[str, float] = {}
         self._digests: dict[str, asyncio.Future[Digest]] = {}
 
     async def run(self) -> bool:
@@ -288,6 +289,7 @@ class Migration:
             rows_read=loaded.rows_read,
             rows_rejected=self._quarantine.count(table.table.name),
             duration_seconds=round(self._seconds[table.table.name], 3),
+            copy_seconds=round(self._copying.get(table.table.name, self._seconds[table.table.name]), 3),
         )
 
     def _advance(self, rows: int) -> None:
@@ -317,9 +319,11 @@ class Migration:
         savepoint = self._connection.transaction()
         await savepoint.start()
         notes: list[str] = []
+        started = time.monotonic()
         loaded = await load_fresh(
             self._connection, self._snapshot, table, self._options.load, self._quarantine, self._advance
         )
+        self._copying[table.table.name] = time.monotonic() - started
         if not await self._computes_alike(loaded.plan):
             await savepoint.rollback()
             plain = drop_computed(loaded.plan, "PostgreSQL computes other values", notes)

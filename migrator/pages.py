@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import TYPE_CHECKING, Any
 
 from migrator.report import Counts, Report, list_latest, locate_run, replace_file, write_report
 from migrator.target import quote_literal
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SHOWN_ROWS = 200
 
@@ -217,7 +218,9 @@ def _sum_counts(reports: Sequence[Report]) -> Counts:
 
 
 @cache
-def _open_templates() -> Environment:
+def _open_templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     templates = Environment(
         loader=PackageLoader("migrator"),
         autoescape=True,

@@ -23,7 +23,7 @@ from migrator.errors import (
     TransientError,
     VerificationError,
 )
-from migrator.load import LoadOptions
+from migrator.load import COLUMNAR_BYTES, LoadOptions, import_columnar
 from migrator.logs import Logger, get_logger
 from migrator.pages import publish_report
 from migrator.quarantine import Quarantine
@@ -214,13 +214,19 @@ async def prepare_run(run: Run, options: JobOptions, folder: Path) -> JobOptions
 
 async def _snapshot(run: Run, options: JobOptions, folder: Path) -> Snapshot:
     started = time.monotonic()
-    snapshot = await asyncio.to_thread(
+    taking = asyncio.to_thread(
         take_snapshot,
         run.client.sqlite_path,
         folder,
         lock_timeout=options.source_timeout,
         before=run.source_digest,
     )
+    path = run.client.sqlite_path
+    if path.exists() and path.stat().st_size >= COLUMNAR_BYTES:
+        # SQLite copies without the interpreter's lock, which leaves time to import what a large client needs.
+        snapshot, _ = await asyncio.gather(taking, asyncio.to_thread(import_columnar))
+    else:
+        snapshot = await taking
     run.log.info(
         "snapshot_taken",
         size_bytes=snapshot.size_bytes,

@@ -91,7 +91,11 @@ def check_file(source: Path) -> None:
 
 
 def take_snapshot(
-    source: Path, folder: Path, *, lock_timeout: float = 30.0, before: SourceDigest | None = None
+    source: Path,
+    folder: Path,
+    *,
+    lock_timeout: float = 30.0,
+    before: SourceDigest | None = None,
 ) -> Snapshot:
     """Copies ``source`` into ``folder`` as of one moment, and checks the copy.
 
@@ -109,12 +113,13 @@ def take_snapshot(
     path = folder / SNAPSHOT_FILE
     try:
         _copy_database(source, path, header, lock_timeout)
+        _fold_journal(source, path)
+        after = digest_files(source)
         _check_snapshot(source, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SnapshotError(_describe_full_disk(source, folder)) from error
         raise SnapshotError(f"{source} cannot be copied to {folder}: {error.strerror}") from error
-    after = digest_files(source)
     return Snapshot(
         path=path,
         source_path=source,
@@ -250,18 +255,32 @@ def _read_stats(paths: dict[Path, Path]) -> dict[Path, tuple[int, int, int]]:
     return stats
 
 
-def _check_snapshot(source: Path, path: Path) -> None:
-    """Folds a WAL or hot journal into the copy and walks every page of it."""
+def _fold_journal(source: Path, path: Path) -> None:
+    """Folds a WAL or hot journal into the copy."""
     connection = sqlite3.connect(path)
     try:
         connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise _explain_damage(source, path, error) from error
+    finally:
+        connection.close()
+
+
+def _explain_damage(source: Path, path: Path, error: sqlite3.Error) -> SnapshotError:
+    if _error_name(error).startswith(DISK_FULL):
+        return SnapshotError(_describe_full_disk(source, path.parent))
+    return SnapshotError(
+        f"{source} is damaged: {error}. Restore it from a backup, or mend it with 'sqlite3 {source.name} .recover'"
+    )
+
+
+def _check_snapshot(source: Path, path: Path) -> None:
+    """Walks every page of the copy."""
+    connection = open_snapshot(path)
+    try:
         problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
     except sqlite3.DatabaseError as error:
-        if _error_name(error).startswith(DISK_FULL):
-            raise SnapshotError(_describe_full_disk(source, path.parent)) from error
-        raise SnapshotError(
-            f"{source} is damaged: {error}. Restore it from a backup, or mend it with 'sqlite3 {source.name} .recover'"
-        ) from error
+        raise _explain_damage(source, path, error) from error
     finally:
         connection.close()
     # Broken NOT NULL and CHECK rules are dirt in the rows, which the load deals with row by row.

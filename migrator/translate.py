@@ -6,12 +6,12 @@ the server refuses.
 
 import re
 from collections.abc import Mapping
-
-import sqlglot
-from sqlglot import expressions as exp
-from sqlglot.errors import SqlglotError
+from typing import TYPE_CHECKING
 
 from migrator.datatypes import DataType, Kind
+
+if TYPE_CHECKING:
+    from sqlglot import expressions as exp
 
 _NOW = re.compile(r"\(*\s*(?:CURRENT_TIMESTAMP|datetime\s*\(\s*'now'\s*\))\s*\)*", re.IGNORECASE)
 _TODAY = re.compile(r"\(*\s*(?:CURRENT_DATE|date\s*\(\s*'now'\s*\))\s*\)*", re.IGNORECASE)
@@ -70,6 +70,10 @@ def translate_expression(expression: str, columns: Mapping[str, tuple[str, DataT
     >>> translate_expression("name LIKE 'a%'", {"name": ("Name", TEXT)})
     '"Name" ILIKE \'a%\''
     """
+    # Many clients have no expression at all, and the parser takes long to import.
+    import sqlglot
+    from sqlglot.errors import SqlglotError
+
     try:
         tree = sqlglot.parse_one(f"SELECT {expression}", read="sqlite")
         tree = tree.transform(_fold_like)
@@ -80,13 +84,17 @@ def translate_expression(expression: str, columns: Mapping[str, tuple[str, DataT
     return text.removeprefix("SELECT ") if text.startswith("SELECT ") else None
 
 
-def _fold_like(node: exp.Expression) -> exp.Expression:
+def _fold_like(node: "exp.Expression") -> "exp.Expression":
+    from sqlglot import expressions as exp
+
     if isinstance(node, exp.Like):
         return exp.ILike(this=node.this, expression=node.expression)
     return node
 
 
-def _translate_column(node: exp.Expression, columns: Mapping[str, tuple[str, DataType]]) -> exp.Expression:
+def _translate_column(node: "exp.Expression", columns: Mapping[str, tuple[str, DataType]]) -> "exp.Expression":
+    from sqlglot import expressions as exp
+
     if not isinstance(node, exp.Column) or not isinstance(node.this, exp.Identifier):
         return node
     found = columns.get(node.name.lower())

@@ -1,7 +1,7 @@
 """Proves that what is in PostgreSQL is what was in SQLite, down to the last bit of every value.
 
-For each row both sides write the same canonical text and take its MD5; the hashes of a table are
-added up, so that order does not count and a row that occurs twice counts twice. SQLite's side is
+For each row both sides write the same canonical text and hash it (:mod:`migrator.row_hash`); the hashes of a
+table are added up, so that order does not count and a row that occurs twice counts twice. SQLite's side is
 computed from the stored values by rules written here, never by those of :mod:`migrator.convert`:
 a fault of the converter shows as a difference.
 
@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from migrator.datatypes import TEXT_KINDS, DataType, Kind
+from migrator.errors import TargetError
 from migrator.plan import ColumnPlan, TablePlan
 from migrator.source import SqliteValue, holds_only, identify_rows, quote_sqlite
 from migrator.target import Connection, quote_literal, quote_name
@@ -35,6 +36,9 @@ _MASK = (1 << 64) - 1
 _NULL = "N"
 _INTEGERS = (Kind.SMALLINT, Kind.INTEGER, Kind.BIGINT)
 _FLOATS = (Kind.REAL, Kind.DOUBLE)
+# Printed by their output functions just as by a cast to text.
+_PLAIN = (*_INTEGERS, Kind.DATE, Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
+_ARGUMENTS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +96,22 @@ def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine
         zone: the zone of naive moments.
         quarantine_path: the scratch file of :class:`migrator.quarantine.Quarantine`.
     """
+    from migrator.row_hash import sum_texts
+
     first = second = rows = 0
     with _open_both(snapshot_path, quarantine_path) as connection:
         if _suits_columns(connection, plan, zone, with_quarantine=quarantine_path is not None):
             # Arrow takes longer to import than a small table takes to hash.
-            from migrator.column_digest import sum_hashes
+            from migrator.column_digest import sum_columns
 
-            if (sums := sum_hashes(snapshot_path, plan)) is not None:
-                return _make_digest(*sums)
+            if (found := sum_columns(snapshot_path, plan)) is not None:
+                return _make_digest(*found)
         canonical = _prepare_source(connection, plan, zone, with_quarantine=quarantine_path is not None)
         cursor = connection.execute(f"SELECT {_join(canonical.terms)}{canonical.rows}")
-        while found := cursor.fetchmany(_FETCH):
-            rows += len(found)
-            for (text,) in found:
-                upper, lower = struct.unpack(">qq", _hash(text).digest())
-                first += upper
-                second += lower
+        while fetched := cursor.fetchmany(_FETCH):
+            rows += len(fetched)
+            sums = sum_texts([text.encode("utf-8", "surrogateescape") for (text,) in fetched])
+            first, second = first + sums[0], second + sums[1]
     return _make_digest(rows, first, second)
 
 
@@ -517,7 +521,25 @@ def _write_column(column: ColumnPlan) -> str:
 
 def write_canonical(plan: TablePlan) -> str:
     """Writes the SQL of a target row's canonical text over the alias ``t``."""
-    return _join([f"coalesce({_write_column(column)}, '{_NULL}') || '|'" for column in plan.columns])
+    fields = [_write_field(column, present=column.not_null or column.identity) for column in plan.columns]
+    # A function takes at most 100 arguments.
+    parts = [
+        f"concat_ws('|', {', '.join(fields[start : start + _ARGUMENTS])}, '')"
+        for start in range(0, len(fields), _ARGUMENTS)
+    ]
+    return _join(parts)
+
+
+def _write_field(column: ColumnPlan, *, present: bool) -> str:
+    """Writes a column's text, or ``N`` for NULL.
+
+    Where NULL cannot be, concat_ws prints the value itself, which is quicker. If it ever were NULL, its field
+    would be missing, and the text unlike any that SQLite's side writes.
+    """
+    text = _write_column(column)
+    if not present:
+        return f"coalesce({text}, '{_NULL}')"
+    return text.removesuffix("::text") if column.type.kind in _PLAIN else text
 
 
 async def digest_target(connection: Connection, plan: TablePlan, restriction: str | None = None) -> Digest:
@@ -527,17 +549,30 @@ async def digest_target(connection: Connection, plan: TablePlan, restriction: st
         connection: sees the rows in question.
         plan: the table as it was carried out.
         restriction: a condition over the alias ``t`` where not all rows count.
+
+    Raises:
+        TargetError: the server hashes texts in another way than this side does.
     """
+    from migrator.row_hash import LONGEST, PROBE, SEEDS, sum_texts
+
     where = f" WHERE {restriction}" if restriction else ""
+    hashes = [f'hashtextextended(text COLLATE "C", {seed})' for seed in SEEDS]
     row = await connection.fetchrow(
-        "SELECT count(*) AS rows,"
-        " coalesce(sum(('x' || left(hash, 16))::bit(64)::bigint), 0)::text AS first,"
-        " coalesce(sum(('x' || right(hash, 16))::bit(64)::bigint), 0)::text AS second"
-        # OFFSET 0 keeps the planner from writing the hash out twice and computing it twice.
-        f" FROM (SELECT md5({write_canonical(plan)}) AS hash FROM {plan.qualified} AS t{where} OFFSET 0) AS hashes"
+        f"SELECT count(*) AS rows, coalesce(sum({hashes[0]}), 0)::text AS first,"
+        f" coalesce(sum({hashes[1]}), 0)::text AS second,"
+        f' hashtextextended({quote_literal(PROBE)} COLLATE "C", {SEEDS[1]}) AS probe'
+        # OFFSET 0 keeps the planner from writing the text out several times and computing it as often.
+        f" FROM (SELECT CASE WHEN octet_length(whole) > {LONGEST} THEN md5(whole) ELSE whole END AS text"
+        f" FROM (SELECT {write_canonical(plan)} AS whole FROM {plan.qualified} AS t{where} OFFSET 0) AS wholes"
+        f" OFFSET 0) AS texts"
     )
     if row is None:
         raise AssertionError("an aggregate gives one row")
+    if row["probe"] & _MASK != sum_texts([PROBE.encode()])[1]:
+        raise TargetError(
+            "the server hashes texts in another way than is known of PostgreSQL 14 to 18 on little-endian machines, "
+            "so its rows cannot be compared; nothing was committed"
+        )
     return _make_digest(row["rows"], int(row["first"]), int(row["second"]))
 
 

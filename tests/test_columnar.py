@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from migrator import columnar
-from migrator.column_digest import sum_hashes
+from migrator.column_digest import sum_columns
 from migrator.columnar import Encoded, Leftover, encode_batches, is_columnar
 from migrator.plan import TablePlan, make_plan
 from migrator.source import read_source
@@ -75,7 +75,7 @@ def test_only_the_batch_with_the_unusual_value_is_left(tmp_path: Path, monkeypat
 def test_digest_by_columns_gives_up_on_irregular_values(tmp_path: Path) -> None:
     connection, plan = prepare(tmp_path / "t.db", CLEAN.format("TIMESTAMP", "'2024-01-01 10:00:00'", "'2024-01-01'"))
     connection.close()
-    assert sum_hashes(tmp_path / "t.db", plan) is None
+    assert sum_columns(tmp_path / "t.db", plan) is None
 
 
 def test_large_table_with_dirt_in_the_middle(lab: Lab) -> None:
