@@ -218,7 +218,9 @@ def test_unreadable_file_names_the_uid(fleet: Fleet) -> None:
     for file in (fleet.folder / "secrets").rglob("*"):
         os.chown(file, 65534, 65534)
     script = (
-        "import concurrent.futures.thread, os, sys; from migrator.cli import main; os.setgid(65534); os.setuid(65534);"
+        "import concurrent.futures.thread, os, sys; from datetime import datetime; from migrator import pages;"
+        "from migrator.cli import main;"
+        "pages.render_fleet((), (), (), datetime.now()); os.setgid(65534); os.setuid(65534);"
         "sys.argv = ['migrator', 'migrate', '--client', 'client_001']; main()"
     )
     fleet.command[1:] = ["-c", script]
