@@ -382,7 +382,7 @@ def render(
         f"contenders took turns {chosen.rounds} times; the figures are medians of wall time, start-up included.\n\n"
         f"## One table of {chosen.rows:,} bookings\n\n"
         f"| contender | seconds | times the limit | times pgloader |\n| --- | --- | --- | --- |\n{single}\n\n"
-        f"## From small to large\n\nEach measured once; the job's greatest resident memory does not grow with the rows.\n\n"
+        f"## From small to large\n\nEach measured once; the job's greatest resident memory stays below a bound.\n\n"
         f"![time against rows]({PLOTS[0].name})\n\n"
         f"| rows | seconds | microseconds a row | MiB | pgloader, seconds |\n| --- | --- | --- | --- | --- |\n{sized}\n\n"
         f"## Rows in a columnar batch\n\n{chosen.rows:,} rows; the usual number is {COLUMNAR_BATCH:,}: more rows take more\n"

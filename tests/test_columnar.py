@@ -60,6 +60,9 @@ def test_unusual_values_are_left_to_the_careful_way(tmp_path: Path, declared: st
     assert ways(tmp_path / "t.db", CLEAN.format(declared, value, value)) == [Leftover]
 
 
+FIRST = [(n, "2024-05-01 10:00:00") for n in range(40)] + [(41, "never")]
+
+
 def test_only_the_batch_with_the_unusual_value_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columnar, "COLUMNAR_BATCH", 10)
     connection, plan = prepare(tmp_path / "t.db", "CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER)")
@@ -93,3 +96,13 @@ def test_large_table_with_dirt_in_the_middle(lab: Lab) -> None:
     assert lab.fetch("SELECT count(*), min(date)::text, sum(id) FROM t") == [
         (119_998, "2024-01-01", sum(range(1, 120_000)) - 70_001)
     ]
+
+
+def test_large_table_that_comes_later_goes_in_too(lab: Lab) -> None:
+    """A second run reads what was rejected before with a cursor: COPY FREEZE must not stumble over that."""
+    lab.set_load(columnar_above=1)
+    lab.fill("CREATE TABLE a (id INTEGER PRIMARY KEY, at TIMESTAMP)", ("INSERT INTO a VALUES (?, ?)", FIRST))
+    assert lab.migrate().totals.rows_rejected == 1
+    lab.fill("CREATE TABLE b (id INTEGER PRIMARY KEY)", ("INSERT INTO b VALUES (?)", [(n,) for n in range(50)]))
+    report = lab.migrate()
+    assert report.error is None and report.totals.rows_inserted == 50
