@@ -268,14 +268,7 @@ def run_fleet(server: EmbeddedServer, scratch: Path, clients: int, rows: int) ->
     for client in ids:
         server.run_sql(f"DROP DATABASE IF EXISTS {client}_db")
     server.provision(ids, scratch / "secrets")
-    environment = {
-        **os.environ,
-        "CLIENTS_DIR": str(scratch / "clients"),
-        "SECRETS_DIR": str(scratch / "secrets" / "clients"),
-        "BACKUPS_DIR": str(scratch / "backups"),
-        "REPORTS_DIR": str(scratch / "reports"),
-        "POSTGRES_PORT": str(server.port),
-    }
+    environment = server.make_environment(scratch)
     command = [sys.executable, "-m", "migrator", "migrate", "--all"]
     found: dict[str, float] = {}
     for name in (OURS, AGAIN):

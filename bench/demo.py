@@ -1,6 +1,5 @@
 """The whole job on this machine without Docker: sample clients, a real PostgreSQL, the migration."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -58,15 +57,7 @@ def main() -> int:
 
 
 def _migrate(scratch: Path, server: EmbeddedServer) -> int:
-    environment = {
-        **os.environ,
-        "CLIENTS_DIR": str(scratch / "clients"),
-        "SECRETS_DIR": str(scratch / "secrets" / "clients"),
-        "BACKUPS_DIR": str(scratch / "backups"),
-        "REPORTS_DIR": str(REPORTS),
-        "POSTGRES_HOST": "127.0.0.1",
-        "POSTGRES_PORT": str(server.port),
-    }
+    environment = server.make_environment(scratch) | {"REPORTS_DIR": str(REPORTS)}
     log = REPORTS / "migrate.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:

@@ -213,6 +213,18 @@ class EmbeddedServer:
         }
         _run(["sh", str(INITDB / "provision.sh")], env=environment)
 
+    def make_environment(self, folder: Path) -> dict[str, str]:
+        """Gives the environment of a job whose clients, secrets, backups and reports lie in one folder."""
+        return {
+            **os.environ,
+            "CLIENTS_DIR": str(folder / "clients"),
+            "SECRETS_DIR": str(folder / "secrets" / "clients"),
+            "BACKUPS_DIR": str(folder / "backups"),
+            "REPORTS_DIR": str(folder / "reports"),
+            "POSTGRES_HOST": "127.0.0.1",
+            "POSTGRES_PORT": str(self.port),
+        }
+
 
 def write_secrets(folder: Path, clients: Sequence[str]) -> None:
     """Writes random passwords in the layout that ``make secrets`` makes."""

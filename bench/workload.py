@@ -7,7 +7,6 @@ inserts the booking and its history. A busy error is one that reached the writer
 
 import asyncio
 import multiprocessing
-import os
 import statistics
 import subprocess
 import sys
@@ -132,14 +131,7 @@ def _migrate(server: EmbeddedServer, folder: Path, path: Path) -> None:
     path.replace(client / "bookings.db")
     for companion in ("-wal", "-shm"):
         path.with_name(path.name + companion).unlink(missing_ok=True)
-    environment = {
-        **os.environ,
-        "CLIENTS_DIR": str(folder / "clients"),
-        "SECRETS_DIR": str(folder / "secrets" / "clients"),
-        "BACKUPS_DIR": str(folder / "backups"),
-        "REPORTS_DIR": str(folder / "reports"),
-        "POSTGRES_PORT": str(server.port),
-    }
+    environment = server.make_environment(folder)
     subprocess.run(
         [sys.executable, "-m", "migrator", "migrate", "--all"], check=True, env=environment, stdout=subprocess.DEVNULL
     )

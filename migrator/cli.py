@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from migrator.report import (
     Report,
     choose_exit_code,
     find_latest,
+    list_latest,
     make_console,
     print_reports,
     print_status,
@@ -59,6 +61,17 @@ def _catch(command: Command) -> Command:
     return wrapped
 
 
+def _stack_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Makes one decorator of several options."""
+
+    def stack(command: Command) -> Command:
+        for option in options:
+            command = option(command)
+        return command
+
+    return stack
+
+
 _client_option = click.option("--client", "ids", multiple=True, metavar="ID", help="A client; may be repeated.")
 _SHARED_OPTIONS = (
     click.option("--time-zone", help="The zone of moments without an offset, instead of the client's own."),
@@ -79,31 +92,25 @@ _SHARED_OPTIONS = (
 )
 
 
-def _client_options(command: Command) -> Command:
-    for option in (
-        _client_option,
-        click.option("--all", "everyone", is_flag=True, help="All clients found in CLIENTS_DIR."),
-    ):
-        command = option(command)
-    return command
+_client_options = _stack_options(
+    _client_option,
+    click.option("--all", "everyone", is_flag=True, help="All clients found in CLIENTS_DIR."),
+)
 
 
-def _source_options(command: Command) -> Command:
-    for option in (
-        click.option(
-            "--sqlite-path",
-            type=click.Path(path_type=Path),
-            help="Any one SQLite file instead of a client's.",
-        ),
-        click.option(
-            "--postgres-url",
-            envvar="POSTGRES_URL",
-            help="Where it goes; the password comes from PGPASSWORD or PGPASSFILE.",
-        ),
-        *_SHARED_OPTIONS,
-    ):
-        command = option(command)
-    return command
+_source_options = _stack_options(
+    click.option(
+        "--sqlite-path",
+        type=click.Path(path_type=Path),
+        help="Any one SQLite file instead of a client's.",
+    ),
+    click.option(
+        "--postgres-url",
+        envvar="POSTGRES_URL",
+        help="Where it goes; the password comes from PGPASSWORD or PGPASSFILE.",
+    ),
+    *_SHARED_OPTIONS,
+)
 
 
 _jobs_option = click.option(
@@ -167,7 +174,7 @@ def migrate(jobs: int | None, accept_rejected: bool, **arguments: Any) -> None:
     """
     settings = load_settings()
     clients = _choose_clients(settings, arguments)
-    options = _make_options(settings, arguments)
+    options = replace(_make_options(settings, arguments), shared=arguments["everyone"])
     _run_clients(clients, options, migrate_client, jobs, accept_rejected=accept_rejected)
 
 
@@ -218,27 +225,24 @@ def report(ids: Sequence[str], everyone: bool, as_json: bool) -> None:
     sys.exit(choose_exit_code(found.exit_code for found in reports))
 
 
-def _move_options(command: Command) -> Command:
-    for option in (
-        _client_option,
-        click.option(
-            "--healthy-within",
-            type=click.FloatRange(min=1),
-            default=60.0,
-            show_default=True,
-            help="Seconds within which a started bot must pass its health check.",
-        ),
-        click.option(
-            "--settled-after",
-            type=click.FloatRange(min=0),
-            default=5.0,
-            show_default=True,
-            help="Seconds that a bot without a health check must run without a restart.",
-        ),
-        *_SHARED_OPTIONS,
-    ):
-        command = option(command)
-    return command
+_move_options = _stack_options(
+    _client_option,
+    click.option(
+        "--healthy-within",
+        type=click.FloatRange(min=1),
+        default=60.0,
+        show_default=True,
+        help="Seconds within which a started bot must pass its health check.",
+    ),
+    click.option(
+        "--settled-after",
+        type=click.FloatRange(min=0),
+        default=5.0,
+        show_default=True,
+        help="Seconds that a bot without a health check must run without a restart.",
+    ),
+    *_SHARED_OPTIONS,
+)
 
 
 @main.command()
@@ -320,8 +324,9 @@ def _make_moves(settings: Settings, arguments: dict[str, Any], *, accept_rejecte
 
 
 def _publish_outcome(reports_dir: Path, remaining: Sequence[str] = ()) -> None:
-    page = publish_fleet(reports_dir, remaining)
-    metrics = publish_metrics(reports_dir)
+    latest, unreadable = list_latest(reports_dir)
+    page = publish_fleet(reports_dir, latest, unreadable, remaining)
+    metrics = publish_metrics(reports_dir, latest)
     get_logger().info("fleet_reported", page=str(page), metrics=str(metrics))
 
 
@@ -376,7 +381,6 @@ def _make_options(settings: Settings, arguments: dict[str, Any]) -> JobOptions:
         add_columns=arguments.get("add_columns", False),
         lock_timeout=arguments.get("lock_timeout", 10.0),
         again=arguments.get("again", False),
-        shared="again" in arguments and arguments.get("everyone", False),
         connect_timeout=arguments["connect_timeout"],
         source_timeout=arguments["source_timeout"],
         zone=zone,

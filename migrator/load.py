@@ -102,8 +102,8 @@ class _Tally:
     notes: list[str] = field(default_factory=list)
 
 
-def import_columnar() -> None:
-    """Imports what loads and hashes by columns, ahead of its use: that takes longer than a small client."""
+def import_ahead() -> None:
+    """Imports what a large client needs and a small one may not, ahead of its use."""
     for name in ("migrator.columnar", "migrator.column_digest", "sqlglot", "jinja2"):
         importlib.import_module(name)
 

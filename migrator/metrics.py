@@ -7,20 +7,23 @@ throughout, since each speaks of the latest run and not of a sum over runs.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from migrator.report import Report, list_latest, replace_file
+from migrator.report import Report, replace_file
 
 METRICS_FILE = "metrics.prom"
 _STATUSES = ("ok", "rejected_rows", "verify_failed", "failed")
 _OUTCOMES = ("inserted", "already_present", "conflicting", "rejected")
 
 
-def publish_metrics(reports_dir: Path) -> Path:
+def publish_metrics(reports_dir: Path, reports: Sequence[Report]) -> Path:
     """Writes ``metrics.prom``, whole or not at all, so that a collector never reads half of it.
+
+    Args:
+        reports_dir: where it goes.
+        reports: each client's latest.
 
     Raises:
         ConfigurationError: the folder cannot be written.
     """
-    reports, _ = list_latest(reports_dir)
     path = reports_dir / METRICS_FILE
     replace_file(path, render_metrics(reports), reports_dir)
     return path

@@ -33,7 +33,7 @@ from migrator.run import (
 from migrator.snapshot import check_file, digest_files, open_snapshot
 from migrator.source import count_rows, read_source
 from migrator.stage import Settled, Staged, restrict_to_stage, settle_stages
-from migrator.target import TRANSIENT, Connection, Reference, quote_name, read_target
+from migrator.target import TRANSIENT, Connection, Reference, log_retry, quote_name, read_target
 from migrator.verify import Difference, Digest, digest_source, digest_target, find_differences
 
 ATTEMPTS = 3
@@ -54,20 +54,11 @@ async def migrate_client(client: Client, options: JobOptions, watch: Watch | Non
 
 
 async def _migrate(run: Run, options: JobOptions, folder: Path) -> bool:
-    def tell(state: tenacity.RetryCallState) -> None:
-        outcome = state.outcome.exception() if state.outcome else None
-        run.log.warning(
-            "client_retried",
-            attempt=state.attempt_number,
-            wait_seconds=round(state.upcoming_sleep, 2),
-            reason=str(outcome),
-        )
-
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(TransientError),
         wait=tenacity.wait_random_exponential(multiplier=1, max=10),
         stop=tenacity.stop_after_attempt(ATTEMPTS),
-        before_sleep=tell,
+        before_sleep=log_retry(run.log, "client_retried"),
         reraise=True,
     )
     async for attempt in retrying:

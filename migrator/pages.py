@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from migrator.report import Counts, Report, list_latest, locate_run, replace_file, write_report
+from migrator.report import Counts, Report, locate_run, replace_file, write_report
 from migrator.target import quote_literal
 
 if TYPE_CHECKING:
@@ -99,11 +99,18 @@ def publish_report(report: Report, reports_dir: Path) -> Path:
     return path
 
 
-def publish_fleet(reports_dir: Path, remaining: Sequence[str] = ()) -> Path:
+def publish_fleet(
+    reports_dir: Path,
+    reports: Sequence[Report],
+    unreadable: Sequence[tuple[str, str]] = (),
+    remaining: Sequence[str] = (),
+) -> Path:
     """Writes ``index.html`` and ``fleet.json`` about the latest run of every client.
 
     Args:
         reports_dir: where the clients' reports lie; other workers may write there at the same time.
+        reports: each client's latest.
+        unreadable: clients whose latest report cannot be read, each with the reason.
         remaining: clients that an interrupted job has not come to.
 
     Returns:
@@ -112,7 +119,6 @@ def publish_fleet(reports_dir: Path, remaining: Sequence[str] = ()) -> Path:
     Raises:
         ConfigurationError: the folder cannot be written.
     """
-    reports, unreadable = list_latest(reports_dir)
     now = datetime.now(UTC)
     replace_file(reports_dir / "index.html", render_fleet(reports, unreadable, remaining, now), reports_dir)
     fleet = {

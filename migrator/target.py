@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ import tenacity
 from migrator.clients import Database
 from migrator.datatypes import MOMENT_KINDS, DataType, Kind
 from migrator.errors import LockedError, PasswordError, TargetError, TransientError
-from migrator.logs import get_logger
+from migrator.logs import Logger, get_logger
 from migrator.queries import load_query
 
 if TYPE_CHECKING:
@@ -161,24 +161,28 @@ async def connect(database: Database, *, connect_timeout: float = 60.0) -> Async
             connection.terminate()
 
 
-async def _connect_with_retry(database: Database, connect_timeout: float) -> Connection:
-    log = get_logger()
+def log_retry(log: Logger, event: str, **facts: str) -> Callable[[tenacity.RetryCallState], None]:
+    """Makes what tenacity calls before it waits: it logs which attempt failed, why, and how long the wait is."""
 
     def tell(state: tenacity.RetryCallState) -> None:
         outcome = state.outcome.exception() if state.outcome else None
         log.warning(
-            "connect_retried",
-            address=database.address,
+            event,
+            **facts,
             attempt=state.attempt_number,
             wait_seconds=round(state.upcoming_sleep, 2),
-            reason=_describe(outcome),
+            reason=str(outcome),
         )
 
+    return tell
+
+
+async def _connect_with_retry(database: Database, connect_timeout: float) -> Connection:
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(TransientError),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
         stop=tenacity.stop_after_delay(connect_timeout),
-        before_sleep=tell,
+        before_sleep=log_retry(get_logger(), "connect_retried", address=database.address),
         reraise=True,
     )
     async for attempt in retrying:

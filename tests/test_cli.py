@@ -29,19 +29,12 @@ class Fleet:
         server.provision(self.ids, folder / "secrets")
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {
-            "CLIENTS_DIR": str(self.folder / "clients"),
-            "SECRETS_DIR": str(self.folder / "secrets" / "clients"),
-            "BACKUPS_DIR": str(self.folder / "backups"),
-            "REPORTS_DIR": str(self.folder / "reports"),
-            "POSTGRES_PORT": str(self.server.port),
-        }
         return subprocess.run(
             [*self.command, *arguments],
             check=False,
             capture_output=True,
             text=True,
-            env={**os.environ, **settings, **environment},
+            env={**self.server.make_environment(self.folder), **environment},
         )
 
     def events(self, done: subprocess.CompletedProcess[str], name: str) -> list[dict[str, Any]]:

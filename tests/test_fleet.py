@@ -22,14 +22,7 @@ def environment(server: EmbeddedServer, tmp_path: Path, command_line: list[str])
     for client in ids:
         server.run_sql(f"DROP DATABASE IF EXISTS {client}_db")
     server.provision(ids, tmp_path / "secrets")
-    return {
-        **os.environ,
-        "CLIENTS_DIR": str(tmp_path / "clients"),
-        "SECRETS_DIR": str(tmp_path / "secrets" / "clients"),
-        "BACKUPS_DIR": str(tmp_path / "backups"),
-        "REPORTS_DIR": str(tmp_path / "reports"),
-        "POSTGRES_PORT": str(server.port),
-    }
+    return server.make_environment(tmp_path)
 
 
 def read_events(output: str, name: str) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 
 from migrator.metrics import render_metrics
 from migrator.pages import publish_fleet
-from migrator.report import read_latest
+from migrator.report import list_latest, read_latest
 from migrator.retry import retry_client
 from tests.conftest import Lab
 
@@ -73,7 +73,7 @@ def folder(lab: Lab) -> Path:
         (reports / other.client / "latest.json").write_text(other.model_dump_json())
     (reports / "client_003").mkdir()
     (reports / "client_003" / "latest.json").write_text("{")
-    publish_fleet(reports, remaining=["client_004"])
+    publish_fleet(reports, *list_latest(reports), remaining=["client_004"])
     return reports / lab.client.id / report.run_id
 
 

@@ -50,13 +50,8 @@ def test_bars_tell_of_each_client(server: EmbeddedServer, tmp_path: Path, comman
         server.run_sql(f"DROP DATABASE IF EXISTS {client}_db")
     server.provision(CLIENTS, tmp_path / "secrets")
     environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")},
+        **{n: v for n, v in server.make_environment(tmp_path).items() if n not in ("NO_COLOR", "COLUMNS")},
         "TERM": "xterm-256color",
-        "CLIENTS_DIR": str(tmp_path / "clients"),
-        "SECRETS_DIR": str(tmp_path / "secrets" / "clients"),
-        "BACKUPS_DIR": str(tmp_path / "backups"),
-        "REPORTS_DIR": str(tmp_path / "reports"),
-        "POSTGRES_PORT": str(server.port),
     }
     output = run_in_terminal([*command_line, "migrate", "--all", "--jobs", jobs], environment)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
