@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from migrator.run import (
     report_run,
     write_rejected,
 )
-from migrator.snapshot import check_file, digest_files, open_snapshot
+from migrator.snapshot import check_file, check_snapshot, digest_files, open_snapshot
 from migrator.source import count_rows, read_source
 from migrator.stage import Settled, Staged, restrict_to_stage, settle_stages
 from migrator.target import TRANSIENT, Connection, Reference, log_retry, quote_name, read_target
@@ -78,7 +78,6 @@ async def _migrate_once(run: Run, options: JobOptions, folder: Path) -> bool:
                 target=run.client.database.address,
                 dry_run=options.dry_run,
             )
-            run.source_digest = await asyncio.to_thread(digest_files, run.client.sqlite_path)
         quarantine = Quarantine(folder)
         try:
             if past := await _find_standing(run, options, connection):
@@ -97,6 +96,8 @@ def _describe(options: JobOptions) -> str:
 async def _find_standing(run: Run, options: JobOptions, connection: Connection) -> PastRun | None:
     """Finds the run after which there is nothing left to do: this very one, if only the word of its commit was lost."""
     past = await read_last_run(connection)
+    if past and run.snapshot is None:
+        run.source_digest = await asyncio.to_thread(digest_files, run.client.sqlite_path)
     if (options.again or options.dry_run) and not (past and past.run_id == run.run_id):
         return None
     if past is None or past.run_id == run.run_id:
@@ -147,22 +148,31 @@ async def _migrate_claimed(
     run: Run, options: JobOptions, connection: Connection, folder: Path, quarantine: Quarantine
 ) -> bool:
     manner = _describe(options)
-    options = await prepare_run(run, options, folder)
-    assert run.snapshot is not None  # noqa: S101 - just taken
     run.notes.clear()
-    if run.zone is not None and run.zone.info is not UTC:
-        run.notes.append(f"moments without an offset are read in {run.zone.info} ({run.zone.origin})")
     run.tables = ()
-    snapshot = open_snapshot(run.snapshot.path)
     try:
-        rejected = await _migrate_locked(run, options, connection, snapshot, quarantine, manner)
-    finally:
-        snapshot.close()
+        rejected = await _migrate_copy(run, options, connection, folder, quarantine, manner)
+    except Exception:
+        if run.snapshot is not None:
+            # Whatever was found in a damaged file, the damage is what a person must hear of.
+            await asyncio.to_thread(check_snapshot, run.snapshot)
+        raise
     if not options.dry_run:
         # The rows are in; without the seal the next run only does more than it need.
         with suppress(*TRANSIENT, asyncpg.PostgresError):
             await seal_run(connection, run.run_id)
     return rejected
+
+
+async def _migrate_copy(
+    run: Run, options: JobOptions, connection: Connection, folder: Path, quarantine: Quarantine, manner: str
+) -> bool:
+    options = await prepare_run(run, options, folder, check=False)
+    assert run.snapshot is not None  # noqa: S101 - just taken
+    if run.zone is not None and run.zone.info is not UTC:
+        run.notes.append(f"moments without an offset are read in {run.zone.info} ({run.zone.origin})")
+    with closing(open_snapshot(run.snapshot.path)) as snapshot:
+        return await _migrate_locked(run, options, connection, snapshot, quarantine, manner)
 
 
 async def _migrate_locked(
@@ -235,6 +245,9 @@ class Migration:
         for table in plan.tables:
             await self._load(table)
         plan = Plan(tuple(self._loaded[t.table.name].plan for t in plan.tables), plan.notes)
+        assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
+        # The server is busy with indexes and digests from here on, which leaves time to look at every page.
+        check = asyncio.ensure_future(asyncio.to_thread(check_snapshot, self._run.snapshot))
         staged = await self._list_stages(plan)
         settled = await settle_stages(
             self._connection, self._snapshot, staged, self._options.load, self._quarantine, self._run.notes
@@ -244,6 +257,7 @@ class Migration:
         await self._quarantine.store(self._connection, self._run.run_id, [t.table.name for t in plan.tables])
         if first:
             await self._record_foreign_rows(plan)
+        await check
         return _has_rejected(self._run)
 
     async def _record_foreign_rows(self, plan: Plan) -> None:

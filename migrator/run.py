@@ -28,7 +28,7 @@ from migrator.logs import Logger, get_logger
 from migrator.pages import publish_report
 from migrator.quarantine import Quarantine
 from migrator.report import Report, SourceReport, TableReport, TargetReport, locate_run
-from migrator.snapshot import Snapshot, SourceDigest, open_snapshot, take_snapshot
+from migrator.snapshot import Snapshot, SourceDigest, check_snapshot, copy_source, open_snapshot
 from migrator.target import TRANSIENT, Connection, connect, lock_client
 from migrator.verify import Difference
 from migrator.workspace import hold_folder
@@ -199,10 +199,19 @@ def _describe_source(run: Run) -> SourceReport:
     )
 
 
-async def prepare_run(run: Run, options: JobOptions, folder: Path) -> JobOptions:
-    """Takes the snapshot and settles in which zone its moments are read."""
+async def prepare_run(run: Run, options: JobOptions, folder: Path, *, check: bool = True) -> JobOptions:
+    """Takes the snapshot and settles in which zone its moments are read.
+
+    Args:
+        run: is given the snapshot.
+        options: where it goes.
+        folder: for the copy.
+        check: whether the copy is checked at once; otherwise the caller does it, before anything is committed.
+    """
     if run.snapshot is None:
         run.snapshot = await _snapshot(run, options, folder)
+        if check:
+            await asyncio.to_thread(check_snapshot, run.snapshot)
     snapshot = open_snapshot(run.snapshot.path)
     try:
         zone = options.zone or find_zone(snapshot, run.client.sqlite_path)
@@ -215,7 +224,7 @@ async def prepare_run(run: Run, options: JobOptions, folder: Path) -> JobOptions
 async def _snapshot(run: Run, options: JobOptions, folder: Path) -> Snapshot:
     started = time.monotonic()
     taking = asyncio.to_thread(
-        take_snapshot,
+        copy_source,
         run.client.sqlite_path,
         folder,
         lock_timeout=options.source_timeout,

@@ -1,7 +1,8 @@
 """Takes a consistent copy of a client's SQLite file without writing to it or beside it.
 
-A live file is copied by SQLite's online backup. What that would have to repair first (a WAL or a
-hot journal that a crash left behind) is copied together with its journal and repaired on the copy.
+A live file is copied while a read lock keeps writers out of it, or, with a WAL, by SQLite's online backup.
+What these would have to repair first (a WAL or a hot journal that a crash left behind) is copied together with
+its journal and repaired on the copy.
 The rules about which companion file means what are SQLite's own:
 https://www.sqlite.org/wal.html#read_only_databases and https://www.sqlite.org/atomiccommit.html
 """
@@ -11,8 +12,10 @@ import hashlib
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
 from migrator.clients import explain_owner
@@ -21,10 +24,12 @@ from migrator.errors import ConfigurationError, SnapshotError
 MAGIC = b"SQLite format 3\x00"
 HEADER_BYTES = 100
 SNAPSHOT_FILE = "snapshot.db"
+Result = TypeVar("Result")
 CANNOT_OPEN_READ_ONLY = ("SQLITE_READONLY", "SQLITE_CANTOPEN")
 LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
 DISK_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 STABLE_COPY_ATTEMPTS = 5
+COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +75,16 @@ def digest_files(source: Path) -> SourceDigest | None:
         None where one of them cannot be read; whoever takes the snapshot finds out why.
     """
     try:
-        main = _hash_file(source)
-        parts = [main]
-        for companion in (_wal(source), _journal(source), source.with_name(".env")):
-            present = companion.is_file() and companion.stat().st_size > 0
-            parts.append(_hash_file(companion) if present else "-")
+        return _digest_companions(source, _hash_file(source))
     except OSError:
         return None
+
+
+def _digest_companions(source: Path, main: str) -> SourceDigest:
+    parts = [main]
+    for companion in (_wal(source), _journal(source), source.with_name(".env")):
+        present = companion.is_file() and companion.stat().st_size > 0
+        parts.append(_hash_file(companion) if present else "-")
     return SourceDigest(main, hashlib.sha256(" ".join(parts).encode()).hexdigest())
 
 
@@ -90,32 +98,38 @@ def check_file(source: Path) -> None:
     _read_header(source)
 
 
-def take_snapshot(
-    source: Path,
-    folder: Path,
-    *,
-    lock_timeout: float = 30.0,
-    before: SourceDigest | None = None,
-) -> Snapshot:
+def take_snapshot(source: Path, folder: Path, *, lock_timeout: float = 30.0) -> Snapshot:
     """Copies ``source`` into ``folder`` as of one moment, and checks the copy.
 
     Args:
         source: the client's file; it may be in use, and its folder may be read-only.
         folder: an existing, empty, writable folder for the copy.
         lock_timeout: how long, in seconds, a locked file is waited for.
-        before: the files' digest just before; one that is the same afterwards is the snapshot's.
 
     Raises:
         ConfigurationError: the file is missing or may not be read.
         SnapshotError: it is no SQLite database, truncated, damaged, locked or changing too fast.
     """
+    snapshot = copy_source(source, folder, lock_timeout=lock_timeout)
+    check_snapshot(snapshot)
+    return snapshot
+
+
+def copy_source(source: Path, folder: Path, *, lock_timeout: float, before: SourceDigest | None = None) -> Snapshot:
+    """Does what :func:`take_snapshot` does, except for the check, which may then run beside other work.
+
+    Args:
+        source: the client's file.
+        folder: for the copy.
+        lock_timeout: in seconds.
+        before: the files' digest just before, where it is known.
+    """
     header = _read_header(source)
     path = folder / SNAPSHOT_FILE
     try:
-        _copy_database(source, path, header, lock_timeout)
-        _fold_journal(source, path)
-        after = digest_files(source)
-        _check_snapshot(source, path)
+        digest = _copy_database(source, path, header, lock_timeout, before)
+        size = source.stat().st_size
+        sha256 = digest.main if digest else _hash_file(source)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SnapshotError(_describe_full_disk(source, folder)) from error
@@ -123,10 +137,10 @@ def take_snapshot(
     return Snapshot(
         path=path,
         source_path=source,
-        size_bytes=source.stat().st_size,
-        sha256=after.main if after else _hash_file(source),
+        size_bytes=size,
+        sha256=sha256,
         journal_mode="wal" if header.is_wal else "delete",
-        source_digest=after.whole if after and after == before else None,
+        source_digest=digest.whole if digest else None,
     )
 
 
@@ -184,29 +198,76 @@ def _shm(source: Path) -> Path:
     return source.with_name(source.name + "-shm")
 
 
-def _copy_database(source: Path, path: Path, header: Header, lock_timeout: float) -> None:
+def _copy_database(
+    source: Path, path: Path, header: Header, lock_timeout: float, before: SourceDigest | None
+) -> SourceDigest | None:
+    """Copies the database and gives the digest of what was copied; None where files changed meanwhile."""
+    if not header.is_wal:
+        digest = _try_copy(source, path, lock_timeout, _copy_locked)
+        if digest is not None:
+            return digest
+    before = before or digest_files(source)
     # Without its -shm file a WAL database has no open connection, and opening it would create one.
-    if header.is_wal and not _shm(source).exists():
+    if (header.is_wal and not _shm(source).exists()) or not _try_copy(source, path, lock_timeout, _back_up):
         _copy_files(source, path)
-        return
+    _fold_journal(source, path)
+    after = digest_files(source)
+    return after if after == before else None
+
+
+def _try_copy(
+    source: Path, path: Path, lock_timeout: float, copy: Callable[[Path, Path, float], Result]
+) -> Result | None:
+    """Copies in one way; None where SQLite would have to repair the file first, and cannot without writing."""
     try:
-        _back_up(source, path, lock_timeout)
+        return copy(source, path, lock_timeout)
     except sqlite3.Error as error:
         name = _error_name(error)
         if name.startswith(LOCKED):
-            raise SnapshotError(
-                f"{source} stayed locked for {lock_timeout:g} s. Another process holds it: stop "
-                f"that process or try again"
-            ) from error
+            raise SnapshotError(_describe_lock(source, lock_timeout)) from error
         if name.startswith(DISK_FULL):
             raise SnapshotError(_describe_full_disk(source, path.parent)) from error
         if not name.startswith(CANNOT_OPEN_READ_ONLY):
             raise SnapshotError(f"{source} cannot be read: {error}") from error
         path.unlink(missing_ok=True)
-        _copy_files(source, path)
+        return None
 
 
-def _back_up(source: Path, path: Path, lock_timeout: float) -> None:
+def _describe_lock(source: Path, lock_timeout: float) -> str:
+    return f"{source} stayed locked for {lock_timeout:g} s. Another process holds it: stop that process or try again"
+
+
+def _copy_locked(source: Path, path: Path, lock_timeout: float) -> SourceDigest | None:
+    """Copies the file's bytes within a read transaction; None if it has come to have a WAL since.
+
+    While it is read, no writer may touch a database with a rollback journal
+    (https://www.sqlite.org/lockingv3.html). Closing any descriptor of the file gives its locks up
+    (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_),
+    so there is one alone, and it is closed last.
+    """
+    uri = f"file:{quote(str(source.resolve()))}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, timeout=lock_timeout, isolation_level=None)
+    try:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            return None
+        with source.open("rb") as original, path.open("wb") as copy:
+            return _digest_companions(source, _copy_bytes(original, copy))
+    finally:
+        connection.close()
+
+
+def _copy_bytes(original: BinaryIO, copy: BinaryIO) -> str:
+    """Copies a file and gives its SHA-256."""
+    digest = hashlib.sha256()
+    while chunk := original.read(COPY_BYTES):
+        digest.update(chunk)
+        copy.write(chunk)
+    return digest.hexdigest()
+
+
+def _back_up(source: Path, path: Path, lock_timeout: float) -> bool:
     # readonly_shm keeps SQLite from writing to the -shm file of a bot that is running.
     uri = f"file:{quote(str(source.resolve()))}?mode=ro&readonly_shm=1"
     deadline = time.monotonic() + lock_timeout
@@ -215,10 +276,7 @@ def _back_up(source: Path, path: Path, lock_timeout: float) -> None:
         # backup() waits for a locked file without end; this gives it one.
         locked = status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         if locked and time.monotonic() > deadline:
-            raise SnapshotError(
-                f"{source} stayed locked for {lock_timeout:g} s. Another process holds it: stop "
-                f"that process or try again"
-            )
+            raise SnapshotError(_describe_lock(source, lock_timeout))
 
     origin = sqlite3.connect(uri, uri=True, timeout=0.1)
     copy = sqlite3.connect(path)
@@ -227,6 +285,7 @@ def _back_up(source: Path, path: Path, lock_timeout: float) -> None:
     finally:
         copy.close()
         origin.close()
+    return True
 
 
 def _copy_files(source: Path, path: Path) -> None:
@@ -274,8 +333,13 @@ def _explain_damage(source: Path, path: Path, error: sqlite3.Error) -> SnapshotE
     )
 
 
-def _check_snapshot(source: Path, path: Path) -> None:
-    """Walks every page of the copy."""
+def check_snapshot(snapshot: Snapshot) -> None:
+    """Walks every page of the copy.
+
+    Raises:
+        SnapshotError: it is damaged.
+    """
+    source, path = snapshot.source_path, snapshot.path
     connection = open_snapshot(path)
     try:
         problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]

@@ -1,12 +1,13 @@
 """Proves that what is in PostgreSQL is what was in SQLite, down to the last bit of every value.
 
-For each row both sides write the same canonical text and hash it (:mod:`migrator.row_hash`); the hashes of a
-table are added up, so that order does not count and a row that occurs twice counts twice. SQLite's side is
-computed from the stored values by rules written here, never by those of :mod:`migrator.convert`:
+For each row both sides make the same cells (:mod:`migrator.cells`) and hash them (:mod:`migrator.row_hash`);
+the hashes of a table are added up, so that order does not count and a row that occurs twice counts twice.
+SQLite's side is computed from the stored values by rules of its own, never by those of :mod:`migrator.convert`:
 a fault of the converter shows as a difference.
 
-The canonical text is PostgreSQL's own output, except that doubles are written as the hexadecimal
-digits of their eight bytes, and texts are preceded by their length in bytes.
+Where digests differ, rows are compared by their canonical texts, which a person can read. These are PostgreSQL's
+own output, except that doubles are written as the hexadecimal digits of their eight bytes, and texts are preceded
+by their length in bytes.
 """
 
 import hashlib
@@ -36,14 +37,11 @@ _MASK = (1 << 64) - 1
 _NULL = "N"
 _INTEGERS = (Kind.SMALLINT, Kind.INTEGER, Kind.BIGINT)
 _FLOATS = (Kind.REAL, Kind.DOUBLE)
-# Printed by their output functions just as by a cast to text.
-_PLAIN = (*_INTEGERS, Kind.DATE, Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
-_ARGUMENTS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """How many rows there are and the sum of their hashes, as 32 hexadecimal digits."""
+    """How many rows there are and the sum of their hashes, as 16 hexadecimal digits."""
 
     rows: int
     value: str
@@ -96,9 +94,10 @@ def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine
         zone: the zone of naive moments.
         quarantine_path: the scratch file of :class:`migrator.quarantine.Quarantine`.
     """
-    from migrator.row_hash import sum_texts
+    from migrator.cells import hash_canonical
+    from migrator.row_hash import hash_rows, sum_hashes
 
-    first = second = rows = 0
+    rows = total = 0
     with _open_both(snapshot_path, quarantine_path) as connection:
         if _suits_columns(connection, plan, zone, with_quarantine=quarantine_path is not None):
             # Arrow takes longer to import than a small table takes to hash.
@@ -107,16 +106,17 @@ def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine
             if (found := sum_columns(snapshot_path, plan)) is not None:
                 return _make_digest(*found)
         canonical = _prepare_source(connection, plan, zone, with_quarantine=quarantine_path is not None)
-        cursor = connection.execute(f"SELECT {_join(canonical.terms)}{canonical.rows}")
+        cursor = connection.execute(f"SELECT {', '.join(canonical.values)}{canonical.rows}")
         while fetched := cursor.fetchmany(_FETCH):
             rows += len(fetched)
-            sums = sum_texts([text.encode("utf-8", "surrogateescape") for (text,) in fetched])
-            first, second = first + sums[0], second + sums[1]
-    return _make_digest(rows, first, second)
+            columns = zip(plan.columns, zip(*fetched, strict=True), strict=True)
+            cells = (hash_canonical(column.type.kind, values) for column, values in columns)
+            total += sum_hashes(hash_rows(cells, len(fetched)))
+    return _make_digest(rows, total)
 
 
-def _make_digest(rows: int, first: int, second: int) -> Digest:
-    return Digest(rows, f"{first & _MASK:016x}{second & _MASK:016x}")
+def _make_digest(rows: int, total: int) -> Digest:
+    return Digest(rows, f"{total & _MASK:016x}")
 
 
 def _suits_columns(connection: sqlite3.Connection, plan: TablePlan, zone: tzinfo, *, with_quarantine: bool) -> bool:
@@ -161,10 +161,15 @@ class _open_both:  # noqa: N801 - a context manager used as a function
 
 @dataclass(frozen=True, slots=True)
 class _Canonical:
-    """SQL over the snapshot: a term for each column, and the FROM and WHERE of the rows that count."""
+    """SQL over the snapshot: for each column its canonical text, and the FROM and WHERE of the rows that count."""
 
-    terms: tuple[str, ...]
+    values: tuple[str, ...]
     rows: str
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The texts of which a row's is put together."""
+        return tuple(f"coalesce({value}, '{_NULL}') || '|'" for value in self.values)
 
 
 def _prepare_source(
@@ -173,7 +178,7 @@ def _prepare_source(
     """Writes the SQL of all canonical texts and registers the functions that it needs."""
     nulled = _list_nulled(connection, plan) if with_quarantine else set()
     table = _quote_text(plan.table.name)
-    terms = []
+    values = []
     for place, column in enumerate(plan.columns):
         function = f"canonical_{place}"
         connection.create_function(function, 1, _make_canonical(column.type, zone), deterministic=True)
@@ -184,7 +189,7 @@ def _prepare_source(
                 f" AND n.number = r.migrator_number AND n.verdict = 'nulled'"
                 f" AND n.column_name = {_quote_text(column.source.name)}) THEN NULL ELSE {value} END"
             )
-        terms.append(f"coalesce({_shortcut(column.type, value, function, zone)}, '{_NULL}') || '|'")
+        values.append(_shortcut(column.type, value, function, zone))
     identity, order = identify_rows(plan.table)
     if identity == "NULL":
         identity = f"row_number() OVER (ORDER BY {order})"
@@ -198,7 +203,7 @@ def _prepare_source(
         )
     else:
         rows += " WHERE true"
-    return _Canonical(tuple(terms), rows)
+    return _Canonical(tuple(values), rows)
 
 
 def _list_nulled(connection: sqlite3.Connection, plan: TablePlan) -> set[str]:
@@ -499,6 +504,19 @@ _RULES: dict[Kind, Callable[[Any], str]] = {
 
 # --- PostgreSQL's side ---------------------------------------------------------------------------
 
+# What a server must hash as this side does to be understood.
+_PROBE = "boolsend(true), '26 bytes: ключ и замок ✓'::text"
+_SENT: dict[Kind, str] = {
+    **dict.fromkeys(_INTEGERS, "int8send({}::int8)"),
+    **dict.fromkeys(_FLOATS, "float8send({}::float8)"),
+    Kind.BOOLEAN: "boolsend({})",
+    Kind.DATE: "date_send({})",
+    Kind.TIME: "time_send({})",
+    Kind.TIMESTAMP: "timestamp_send({})",
+    Kind.TIMESTAMPTZ: "timestamptz_send({})",
+    Kind.UUID: "uuid_send({})",
+}
+
 
 def _write_column(column: ColumnPlan) -> str:
     """Writes the SQL of a column's canonical text over the alias ``t``."""
@@ -511,35 +529,20 @@ def _write_column(column: ColumnPlan) -> str:
     if kind is Kind.BYTEA:
         return f"encode({name}, 'hex')"
     if kind is Kind.OTHER:
-        # format() prints as the type's output function does; a cast to text need not (inet).
-        text = f"CASE WHEN {name} IS NOT NULL THEN format('%s', {name}) END"
+        text = _format_other(name)
         return f"(octet_length({text}) || ':' || {text})"
     if kind in TEXT_KINDS or kind in (Kind.JSON, Kind.JSONB):
         return f"(octet_length({name}::text) || ':' || {name}::text)"
     return f"{name}::text"
 
 
-def write_canonical(plan: TablePlan) -> str:
-    """Writes the SQL of a target row's canonical text over the alias ``t``."""
-    fields = [_write_field(column, present=column.not_null or column.identity) for column in plan.columns]
-    # A function takes at most 100 arguments.
-    parts = [
-        f"concat_ws('|', {', '.join(fields[start : start + _ARGUMENTS])}, '')"
-        for start in range(0, len(fields), _ARGUMENTS)
-    ]
-    return _join(parts)
+def _format_other(name: str) -> str:
+    """Prints a value as its type's output function does; a cast to text need not (inet)."""
+    return f"CASE WHEN {name} IS NOT NULL THEN format('%s', {name}) END"
 
 
-def _write_field(column: ColumnPlan, *, present: bool) -> str:
-    """Writes a column's text, or ``N`` for NULL.
-
-    Where NULL cannot be, concat_ws prints the value itself, which is quicker. If it ever were NULL, its field
-    would be missing, and the text unlike any that SQLite's side writes.
-    """
-    text = _write_column(column)
-    if not present:
-        return f"coalesce({text}, '{_NULL}')"
-    return text.removesuffix("::text") if column.type.kind in _PLAIN else text
+def _write_texts(columns: Sequence[ColumnPlan]) -> str:
+    return _join([f"coalesce({_write_column(column)}, '{_NULL}') || '|'" for column in columns])
 
 
 async def digest_target(connection: Connection, plan: TablePlan, restriction: str | None = None) -> Digest:
@@ -553,27 +556,49 @@ async def digest_target(connection: Connection, plan: TablePlan, restriction: st
     Raises:
         TargetError: the server hashes texts in another way than this side does.
     """
-    from migrator.row_hash import LONGEST, PROBE, SEEDS, sum_texts
-
     where = f" WHERE {restriction}" if restriction else ""
-    hashes = [f'hashtextextended(text COLLATE "C", {seed})' for seed in SEEDS]
+    cells = ", ".join(_write_cell(column) for column in plan.columns)
     row = await connection.fetchrow(
-        f"SELECT count(*) AS rows, coalesce(sum({hashes[0]}), 0)::text AS first,"
-        f" coalesce(sum({hashes[1]}), 0)::text AS second,"
-        f' hashtextextended({quote_literal(PROBE)} COLLATE "C", {SEEDS[1]}) AS probe'
-        # OFFSET 0 keeps the planner from writing the text out several times and computing it as often.
-        f" FROM (SELECT CASE WHEN octet_length(whole) > {LONGEST} THEN md5(whole) ELSE whole END AS text"
-        f" FROM (SELECT {write_canonical(plan)} AS whole FROM {plan.qualified} AS t{where} OFFSET 0) AS wholes"
-        f" OFFSET 0) AS texts"
+        f"SELECT count(*) AS rows, coalesce(sum({_hash_cells(cells)}), 0)::text AS total,"
+        f" {_hash_cells(_PROBE)} AS probe FROM {plan.qualified} AS t{where}"
     )
     if row is None:
         raise AssertionError("an aggregate gives one row")
-    if row["probe"] & _MASK != sum_texts([PROBE.encode()])[1]:
+    if row["probe"] & _MASK != _hash_probe():
         raise TargetError(
-            "the server hashes texts in another way than is known of PostgreSQL 14 to 18 on little-endian machines, "
+            "the server hashes rows in another way than is known of PostgreSQL 14 to 18 on little-endian machines, "
             "so its rows cannot be compared; nothing was committed"
         )
-    return _make_digest(row["rows"], int(row["first"]), int(row["second"]))
+    return _make_digest(row["rows"], int(row["total"]))
+
+
+def _write_cell(column: ColumnPlan) -> str:
+    """Writes the SQL of a column's cell over the alias ``t``, as :mod:`migrator.cells` has it."""
+    from migrator.row_hash import LONGEST
+
+    name = f"t.{quote_name(column.name)}"
+    kind = column.type.kind
+    if kind in _SENT:
+        return _SENT[kind].format(name)
+    if kind is Kind.BYTEA:
+        return f"CASE WHEN octet_length({name}) > {LONGEST} THEN md5({name})::bytea ELSE {name} END"
+    text = f"{name}::text"
+    if kind is Kind.NUMERIC:
+        text = f"trim_scale({name})::text"
+    elif kind is Kind.OTHER:
+        text = _format_other(name)
+    return f"CASE WHEN octet_length({text}) > {LONGEST} THEN md5({text}) ELSE {text} END"
+
+
+def _hash_cells(cells: str) -> str:
+    return f"hashint4extended(0, hash_record_extended(ROW({cells}), 0))"
+
+
+def _hash_probe() -> int:
+    from migrator.row_hash import hash_rows, hash_texts, sum_hashes
+
+    cells = [hash_texts([cell]) for cell in (b"\1", "26 bytes: ключ и замок ✓".encode())]
+    return sum_hashes(hash_rows(cells, 1))
 
 
 def exclude_mended(plan: TablePlan) -> str:
@@ -651,12 +676,12 @@ async def _compare_hashes(
 ) -> str:
     """Loads SQLite's hashes into a temporary table; gives the query of all rows that differ."""
     where = f" WHERE {restriction}" if restriction else ""
-    identity = write_key(plan) if plan.primary_key else "md5(" + write_canonical(plan) + ")"
+    identity = write_key(plan) if plan.primary_key else f"md5({_write_texts(plan.columns)})"
     await connection.execute("DROP TABLE IF EXISTS pg_temp.migrator_hashes")
     await connection.execute("CREATE TEMP TABLE migrator_hashes (number bigint, identity text, hash text)")
     await connection.copy_records_to_table("migrator_hashes", records=_hash_source(source, plan, canonical))
     return (
-        f"WITH theirs AS (SELECT {identity} AS identity, md5({write_canonical(plan)}) AS hash,"
+        f"WITH theirs AS (SELECT {identity} AS identity, md5({_write_texts(plan.columns)}) AS hash,"
         f" t.ctid::text AS place, row_number() OVER (PARTITION BY {identity}) AS copy"
         f" FROM {plan.qualified} AS t{where}),"
         " ours AS (SELECT *, row_number() OVER (PARTITION BY identity ORDER BY number) AS copy"
@@ -670,8 +695,7 @@ async def _compare_hashes(
 def write_key(plan: TablePlan, names: Sequence[str] | None = None) -> str:
     """Writes the SQL of a target row's primary key, or of some columns, as text over the alias ``t``."""
     key = plan.primary_key if names is None else names
-    columns = [column for column in plan.columns if column.name in key]
-    return _join([f"coalesce({_write_column(column)}, '{_NULL}') || '|'" for column in columns])
+    return _write_texts([column for column in plan.columns if column.name in key])
 
 
 async def _hash_source(

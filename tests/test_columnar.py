@@ -76,7 +76,7 @@ def test_only_the_batch_with_the_unusual_value_is_left(tmp_path: Path, monkeypat
 
 
 def test_digest_by_columns_gives_up_on_irregular_values(tmp_path: Path) -> None:
-    connection, plan = prepare(tmp_path / "t.db", CLEAN.format("TIMESTAMP", "'2024-01-01 10:00:00'", "'2024-01-01'"))
+    connection, plan = prepare(tmp_path / "t.db", CLEAN.format("TIMESTAMP", "'2024-01-01 10:00:00'", "'2024-01-01 1:00'"))
     connection.close()
     assert sum_columns(tmp_path / "t.db", plan) is None
 
