@@ -31,6 +31,9 @@ from migrator.source import holds_only, identify_rows, quote_sqlite
 COLUMNAR_BATCH = 6_000
 # Arrow's own pool keeps freed memory for long; the system's gives it back.
 pa.set_memory_pool(pa.system_memory_pool())
+# What stands before and after the rows (https://www.postgresql.org/docs/16/sql-copy.html, Binary Format).
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
 _NAIVE_LENGTHS = (10, 16, 26)
 _ZONED = r"(Z|[+-]\d\d:\d\d)$"
 
@@ -41,7 +44,7 @@ class UnusualError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A batch ready for COPY: how many rows, and the bytes."""
+    """A batch ready for COPY: how many rows, and their bytes without header and trailer."""
 
     rows: int
     payload: bytes
@@ -164,10 +167,10 @@ def _encode(batch: Any, plan: TablePlan) -> Encoded:
     names = [f"c{place}" for place in range(len(columns))]
     typed = pa.record_batch(columns, names=names)
     encoder = pgpq.ArrowToPostgresBinaryEncoder(typed.schema)
-    payload = bytearray(encoder.write_header())
-    payload += encoder.write_batch(typed)
-    payload += encoder.finish()
-    return Encoded(batch.num_rows, bytes(payload))
+    # Whoever copies several batches at once writes what stands before the first of them and after the last.
+    encoder.write_header()
+    rows = encoder.write_batch(typed) + encoder.finish()
+    return Encoded(batch.num_rows, rows.removesuffix(COPY_TRAILER))
 
 
 def _convert(values: Any, column: ColumnPlan) -> Any:
