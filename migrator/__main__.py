@@ -1,6 +1,25 @@
 """Lets ``python -m migrator`` stand for the console script."""
 
+import os
+import sys
+
 from migrator.cli import main
 
+
+def run() -> None:
+    """Runs the command line and ends the process at once.
+
+    To take the interpreter and its libraries apart would take longer than a small client's migration.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
+
+
 if __name__ == "__main__":
-    main()
+    run()

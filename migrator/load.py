@@ -102,9 +102,14 @@ class _Tally:
     notes: list[str] = field(default_factory=list)
 
 
-def import_ahead() -> None:
-    """Imports what a large client needs and a small one may not, ahead of its use."""
-    for name in ("migrator.columnar", "migrator.column_digest", "sqlglot", "jinja2"):
+# What a large client needs and a small one may not: for the load, and after it.
+LOADING = ("migrator.columnar", "migrator.column_digest")
+FINISHING = ("sqlglot", "jinja2")
+
+
+def import_ahead(names: Sequence[str]) -> None:
+    """Imports modules ahead of their use, while SQLite or the server is at work."""
+    for name in names:
         importlib.import_module(name)
 
 

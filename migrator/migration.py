@@ -15,7 +15,17 @@ from migrator.clients import Client
 from migrator.errors import TransientError
 from migrator.history import PastRun, describe_manner, read_last_run, read_mark, record_run, seal_run
 from migrator.keys import KeyViolation, add_defaults, add_foreign_key, add_indexes, add_keys, set_sequences
-from migrator.load import Loaded, create_table, decide_types, drop_computed, load_fresh, load_stage
+from migrator.load import (
+    COLUMNAR_BYTES,
+    FINISHING,
+    Loaded,
+    create_table,
+    decide_types,
+    drop_computed,
+    import_ahead,
+    load_fresh,
+    load_stage,
+)
 from migrator.plan import Orphans, Plan, TablePlan, make_plan, resolve_parent
 from migrator.quarantine import Quarantine, Verdict
 from migrator.report import Report, TableReport
@@ -226,13 +236,23 @@ class Migration:
         self._seconds: dict[str, float] = {}
         self._copying: dict[str, float] = {}
         self._digests: dict[str, asyncio.Future[Digest]] = {}
+        self._meanwhile: list[asyncio.Future[None]] = []
 
     async def run(self) -> bool:
         """Does everything but the commit.
 
         Returns:
             Whether rows were rejected or conflict.
+
+        Raises:
+            SnapshotError: the snapshot is damaged.
         """
+        try:
+            return await self._run_stages()
+        finally:
+            await asyncio.gather(*self._meanwhile, return_exceptions=True)
+
+    async def _run_stages(self) -> bool:
         first = not await self._connection.fetchval("SELECT to_regclass('migrator.rejected_rows') IS NOT NULL")
         source = await asyncio.to_thread(read_source, self._snapshot)
         target = await read_target(self._connection)
@@ -245,9 +265,7 @@ class Migration:
         for table in plan.tables:
             await self._load(table)
         plan = Plan(tuple(self._loaded[t.table.name].plan for t in plan.tables), plan.notes)
-        assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
-        # The server is busy with indexes and digests from here on, which leaves time to look at every page.
-        check = asyncio.ensure_future(asyncio.to_thread(check_snapshot, self._run.snapshot))
+        self._begin_check()
         staged = await self._list_stages(plan)
         settled = await settle_stages(
             self._connection, self._snapshot, staged, self._options.load, self._quarantine, self._run.notes
@@ -257,7 +275,7 @@ class Migration:
         await self._quarantine.store(self._connection, self._run.run_id, [t.table.name for t in plan.tables])
         if first:
             await self._record_foreign_rows(plan)
-        await check
+        await asyncio.gather(*self._meanwhile)
         return _has_rejected(self._run)
 
     async def _record_foreign_rows(self, plan: Plan) -> None:
@@ -357,6 +375,13 @@ class Migration:
             self._digests[name] = asyncio.ensure_future(
                 asyncio.to_thread(digest_source, self._run.snapshot.path, plan, self._options.load.zone, None)
             )
+
+    def _begin_check(self) -> None:
+        """Lets threads look at every page, and import what the end needs, while the server is at work."""
+        assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
+        self._meanwhile.append(asyncio.ensure_future(asyncio.to_thread(check_snapshot, self._run.snapshot)))
+        if self._run.snapshot.size_bytes >= COLUMNAR_BYTES:
+            self._meanwhile.append(asyncio.ensure_future(asyncio.to_thread(import_ahead, FINISHING)))
 
     async def _computes_alike(self, plan: TablePlan) -> bool:
         if not any(column.computed for column in plan.columns):
