@@ -7,14 +7,12 @@ it makes its cells from the stored values by rules of its own, apart from the co
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import adbc_driver_manager
-import adbc_driver_sqlite.dbapi
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from migrator.batches import READ_ERRORS, open_columns, read_columns
 from migrator.cells import IrregularError, hash_readings
 from migrator.datatypes import Kind
 from migrator.plan import TablePlan
@@ -30,9 +28,6 @@ from migrator.row_hash import (
 )
 from migrator.source import quote_sqlite
 
-_BATCH = 6_000
-pa.set_memory_pool(pa.system_memory_pool())
-
 
 def sum_columns(snapshot_path: Path, plan: TablePlan) -> tuple[int, int] | None:
     """Adds up the hashes of all rows of a table.
@@ -45,17 +40,12 @@ def sum_columns(snapshot_path: Path, plan: TablePlan) -> tuple[int, int] | None:
     columns = ", ".join(quote_sqlite(column.source.name) for column in plan.columns)
     rows = total = 0
     try:
-        with (
-            adbc_driver_sqlite.dbapi.connect(f"file:{quote(str(snapshot_path))}?mode=ro&immutable=1") as connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(_BATCH)})
-            cursor.execute(f"SELECT {columns} FROM {quote_sqlite(plan.table.name)}")
-            for batch in cursor.fetch_record_batch():
+        with open_columns(snapshot_path) as connection:
+            for batch in read_columns(connection, f"SELECT {columns} FROM {quote_sqlite(plan.table.name)}"):
                 cells = (_hash_column(batch.column(place), c.type.kind) for place, c in enumerate(plan.columns))
                 total += sum_hashes(hash_rows(cells, batch.num_rows))
                 rows += batch.num_rows
-    except (IrregularError, adbc_driver_manager.Error, pa.ArrowException, OSError):
+    except (IrregularError, *READ_ERRORS):
         return None
     return rows, total
 

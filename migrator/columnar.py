@@ -14,23 +14,18 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import adbc_driver_manager
-import adbc_driver_sqlite.dbapi
 import pgpq
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from migrator import batches
+from migrator.batches import READ_ERRORS, open_columns, read_columns
 from migrator.datatypes import DataType, Kind
 from migrator.plan import ColumnPlan, TablePlan
 from migrator.snapshot import open_snapshot
 from migrator.source import holds_only, identify_rows, quote_sqlite
 
-# Small enough for the job's bound on memory; larger batches are no faster by much.
-COLUMNAR_BATCH = 6_000
-# Arrow's own pool keeps freed memory for long; the system's gives it back.
-pa.set_memory_pool(pa.system_memory_pool())
 # What stands before and after the rows (https://www.postgresql.org/docs/16/sql-copy.html, Binary Format).
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
@@ -117,17 +112,14 @@ def _read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
 
 def _read_batches(path: str, plan: TablePlan) -> Iterator[Any]:
     after: int | None = None
-    with (
-        closing(open_snapshot(Path(path))) as finder,
-        adbc_driver_sqlite.dbapi.connect(f"file:{quote(path)}?mode=ro&immutable=1") as connection,
-    ):
+    with closing(open_snapshot(Path(path))) as finder, open_columns(Path(path)) as connection:
         while True:
             try:
                 for batch in _open_reader(connection, plan, after):
                     if batch.num_rows:
                         yield batch
                         after = batch.column(0)[-1].as_py()
-            except (adbc_driver_manager.Error, pa.ArrowException, OSError):
+            except READ_ERRORS:
                 # The driver fixes each column's class by its first rows and stops where another follows.
                 last = _find_last(finder, plan, after)
                 if last is None:
@@ -142,13 +134,10 @@ def _open_reader(connection: Any, plan: TablePlan, after: int | None) -> Iterato
     number, order = identify_rows(plan.table)
     columns = ", ".join(quote_sqlite(column.source.name) for column in plan.loaded)
     where = "" if after is None else f" WHERE {order} > {after}"
-    with connection.cursor() as cursor:
-        cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(COLUMNAR_BATCH)})
-        cursor.execute(
-            f"SELECT {number} AS migrator_number, {columns} FROM {quote_sqlite(plan.table.name)}{where}"
-            f" ORDER BY {order}"
-        )
-        yield from cursor.fetch_record_batch()
+    return read_columns(
+        connection,
+        f"SELECT {number} AS migrator_number, {columns} FROM {quote_sqlite(plan.table.name)}{where} ORDER BY {order}",
+    )
 
 
 def _find_last(snapshot: sqlite3.Connection, plan: TablePlan, after: int | None) -> int | None:
@@ -156,7 +145,7 @@ def _find_last(snapshot: sqlite3.Connection, plan: TablePlan, after: int | None)
     where = "" if after is None else f" WHERE {order} > {after}"
     query = (
         f"SELECT max(n) FROM (SELECT {number} AS n FROM {quote_sqlite(plan.table.name)}{where}"
-        f" ORDER BY {order} LIMIT {COLUMNAR_BATCH})"
+        f" ORDER BY {order} LIMIT {batches.BATCH_ROWS})"
     )
     found = snapshot.execute(query).fetchone()[0]
     return None if found is None else int(found)

@@ -104,7 +104,7 @@ class _Tally:
 
 # What a large client needs and a small one may not: for the load, and after it.
 LOADING = ("migrator.columnar", "migrator.column_digest")
-FINISHING = ("sqlglot", "jinja2")
+FINISHING = ("jinja2",)
 
 
 def import_ahead(names: Sequence[str]) -> None:

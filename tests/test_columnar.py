@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from migrator import columnar
+from migrator import batches
 from migrator.column_digest import sum_columns
 from migrator.columnar import Encoded, Leftover, encode_batches, is_columnar
 from migrator.plan import TablePlan, make_plan
@@ -64,7 +64,7 @@ FIRST = [(n, "2024-05-01 10:00:00") for n in range(40)] + [(41, "never")]
 
 
 def test_only_the_batch_with_the_unusual_value_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columnar, "COLUMNAR_BATCH", 10)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 10)
     connection, plan = prepare(tmp_path / "t.db", "CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER)")
     connection.executemany("INSERT INTO t (a) VALUES (?)", [(n if n != 25 else "odd",) for n in range(60)])
     connection.commit()
@@ -76,7 +76,9 @@ def test_only_the_batch_with_the_unusual_value_is_left(tmp_path: Path, monkeypat
 
 
 def test_digest_by_columns_gives_up_on_irregular_values(tmp_path: Path) -> None:
-    connection, plan = prepare(tmp_path / "t.db", CLEAN.format("TIMESTAMP", "'2024-01-01 10:00:00'", "'2024-01-01 1:00'"))
+    connection, plan = prepare(
+        tmp_path / "t.db", CLEAN.format("TIMESTAMP", "'2024-01-01 10:00:00'", "'2024-01-01 1:00'")
+    )
     connection.close()
     assert sum_columns(tmp_path / "t.db", plan) is None
 

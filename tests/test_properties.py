@@ -20,8 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.embedded import EmbeddedServer
-from migrator import columnar as columnar_module
-from migrator import verify
+from migrator import batches, verify
 from migrator.plan import Orphans
 from migrator.quarantine import decode_value
 from migrator.source import quote_sqlite
@@ -157,9 +156,9 @@ def is_same_json(stored: Any, there: str) -> bool:
 def shared(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(server, tmp_path_factory.mktemp("properties"))
     lab.set_load(orphans=Orphans.KEEP)
-    usual = verify.COLUMNS_FROM, columnar_module.COLUMNAR_BATCH
+    usual = verify.COLUMNS_FROM, batches.BATCH_ROWS
     yield lab
-    verify.COLUMNS_FROM, columnar_module.COLUMNAR_BATCH = usual
+    verify.COLUMNS_FROM, batches.BATCH_ROWS = usual
 
 
 def choose_way(lab: Lab, by_columns: bool) -> None:
@@ -277,7 +276,7 @@ def test_neither_batches_nor_columns_change_what_arrives(
         reset(shared)
         fill(shared, f'CREATE TABLE "T t" (a {declared})', ["a"], [(value,) for value in column])
         choose_way(shared, bool(columnar))
-        columnar_module.COLUMNAR_BATCH = columnar or 50_000
+        batches.BATCH_ROWS = columnar or 50_000
         shared.set_load(batch_size=batch_size)
         report = shared.migrate()
         assert report.error is None
