@@ -1,5 +1,6 @@
 """Lets ``python -m migrator`` stand for the console script."""
 
+import gc
 import os
 import sys
 
@@ -11,6 +12,8 @@ def run() -> None:
 
     To take the interpreter and its libraries apart would take longer than a small client's migration.
     """
+    # Rows are tuples without cycles: to look for some after every few hundred of them is time lost.
+    gc.set_threshold(50_000, 20, 50)
     try:
         main()
     except SystemExit as end:

@@ -84,7 +84,6 @@ def _hash_booleans(values: Any, _: Kind) -> Array:
 
 def _hash_texts(values: Any, _: Kind) -> Array:
     _expect(values, pa.string())
-    values.validate(full=True)
     texts = pc.fill_null(values, "")
     lengths = pc.binary_length(texts).to_numpy().astype(np.int64)
     longest = int(lengths.max())

@@ -93,7 +93,7 @@ def encode_batches(snapshot: sqlite3.Connection, plan: TablePlan) -> Iterator[En
             after = item.last
             yield item
             continue
-        last = item.column(0)[-1].as_py()
+        last = _read_last(item, plan)
         try:
             yield _encode(item, plan)
         except (UnusualError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -118,7 +118,7 @@ def _read_batches(path: str, plan: TablePlan) -> Iterator[Any]:
                 for batch in _open_reader(connection, plan, after):
                     if batch.num_rows:
                         yield batch
-                        after = batch.column(0)[-1].as_py()
+                        after = _read_last(batch, plan)
             except READ_ERRORS:
                 # The driver fixes each column's class by its first rows and stops where another follows.
                 last = _find_last(finder, plan, after)
@@ -132,12 +132,23 @@ def _read_batches(path: str, plan: TablePlan) -> Iterator[Any]:
 
 def _open_reader(connection: Any, plan: TablePlan, after: int | None) -> Iterator[Any]:
     number, order = identify_rows(plan.table)
-    columns = ", ".join(quote_sqlite(column.source.name) for column in plan.loaded)
+    columns = [quote_sqlite(column.source.name) for column in plan.loaded]
+    if _place_number(plan) == len(columns):
+        columns.append(f"{number} AS migrator_number")
     where = "" if after is None else f" WHERE {order} > {after}"
     return read_columns(
-        connection,
-        f"SELECT {number} AS migrator_number, {columns} FROM {quote_sqlite(plan.table.name)}{where} ORDER BY {order}",
+        connection, f"SELECT {', '.join(columns)} FROM {quote_sqlite(plan.table.name)}{where} ORDER BY {order}"
     )
+
+
+def _place_number(plan: TablePlan) -> int:
+    """Gives the place of the rows' numbers: that of the column that stands for them, or one after all columns."""
+    names = [column.source.name for column in plan.loaded]
+    return names.index(plan.table.rowid_alias) if plan.table.rowid_alias in names else len(names)
+
+
+def _read_last(batch: Any, plan: TablePlan) -> int:
+    return int(batch.column(_place_number(plan))[-1].as_py())
 
 
 def _find_last(snapshot: sqlite3.Connection, plan: TablePlan, after: int | None) -> int | None:
@@ -152,7 +163,7 @@ def _find_last(snapshot: sqlite3.Connection, plan: TablePlan, after: int | None)
 
 
 def _encode(batch: Any, plan: TablePlan) -> Encoded:
-    columns = [_convert(batch.column(place), column) for place, column in enumerate(plan.loaded, start=1)]
+    columns = [_convert(batch.column(place), column) for place, column in enumerate(plan.loaded)]
     names = [f"c{place}" for place in range(len(columns))]
     typed = pa.record_batch(columns, names=names)
     encoder = pgpq.ArrowToPostgresBinaryEncoder(typed.schema)
@@ -212,8 +223,10 @@ def _take_times(values: Any, datatype: DataType) -> Any:
     _expect_lengths(values, (5, 8))
     if datatype.scale is not None:
         raise UnusualError("a limited precision")
-    moments = pc.binary_join_element_wise("1970-01-01", values, " ")
-    return pc.cast(pc.cast(moments, pa.timestamp("us")), pa.time64("us"))
+    # A day has few of them, so each is parsed once.
+    coded = values.dictionary_encode()
+    moments = pc.binary_join_element_wise("1970-01-01", coded.dictionary, " ")
+    return pc.take(pc.cast(pc.cast(moments, pa.timestamp("us")), pa.time64("us")), coded.indices)
 
 
 def _take_moments(values: Any, datatype: DataType) -> Any:
