@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from migrator.errors import ConfigurationError, SnapshotError
-from migrator.snapshot import take_snapshot
+from migrator.snapshot import digest_files, take_snapshot
+from tests.conftest import Lab
 
 _UNPRIVILEGED = 65534
 
@@ -147,9 +148,10 @@ def test_folder_that_may_not_be_written(source: Path, folder: Path, leave: objec
     assert found == [0]
 
 
-def test_file_of_a_running_wal_bot_is_consistent(source: Path, folder: Path) -> None:
+@pytest.mark.parametrize("mode", ["WAL", "DELETE", "TRUNCATE", "PERSIST"])
+def test_file_of_a_running_bot_is_consistent(source: Path, folder: Path, mode: str) -> None:
     writer = sqlite3.connect(source, check_same_thread=False)
-    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute(f"PRAGMA journal_mode = {mode}")
     stop = threading.Event()
 
     def write() -> None:
@@ -214,3 +216,30 @@ def test_damaged_page(source: Path, folder: Path) -> None:
         file.write(b"\xff" * 4096)
     with pytest.raises(SnapshotError, match="is damaged"):
         take_snapshot(source, folder)
+
+
+@pytest.mark.parametrize("damaged", ["t", "by_a"])
+def test_damage_is_reported_and_nothing_is_committed(lab: Lab, damaged: str) -> None:
+    """The load reads the table's pages but none of the index's: that damage comes to light beside the load."""
+    rows = [(f"{n:>40}",) for n in range(2_000)]
+    path = lab.fill("CREATE TABLE t (a TEXT); CREATE INDEX by_a ON t (a)", ("INSERT INTO t VALUES (?)", rows))
+    with sqlite3.connect(path) as connection:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
+        (page,) = connection.execute(query, (damaged,)).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    report = lab.migrate()
+    assert report.status == "failed"
+    assert report.error and "is damaged" in report.error and ".recover" in report.error
+    assert not lab.fetch("SELECT FROM pg_tables WHERE schemaname = 'public'")
+
+
+def test_digest_is_of_what_was_copied(source: Path, folder: Path) -> None:
+    snapshot = take_snapshot(source, folder)
+    digest = digest_files(source)
+    assert digest is not None
+    assert (snapshot.sha256, snapshot.source_digest) == (digest.main, digest.whole)
+    assert snapshot.path.read_bytes() == source.read_bytes()
