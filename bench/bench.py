@@ -192,7 +192,7 @@ def run_job(contest: Contest, batch: int | None = None) -> Job:
         "BACKUPS_DIR": str(contest.scratch / "backups"),
         # As in the image, modules are compiled once and not in each run.
         "PYTHONDONTWRITEBYTECODE": "",
-        "PYTHONPYCACHEPREFIX": str(contest.scratch / "bytecode"),
+        "PYTHONPYCACHEPREFIX": str(contest.server.folder / "bytecode"),
     }
     program = ["-m", "migrator"] if batch is None else ["-c", _WITH_BATCH.format(batch)]
     url = f"postgresql://bencher@127.0.0.1:{contest.server.port}/bench"
