@@ -62,17 +62,20 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class SourceDigest:
-    """SHA-256 of the main file, and of everything on disk that decides what the client's rows are."""
+    """SHA-256 of the main file, and of everything on disk that decides what the client's rows are.
+
+    ``whole`` is None where a file beside the main one cannot be read.
+    """
 
     main: str
-    whole: str
+    whole: str | None
 
 
 def digest_files(source: Path) -> SourceDigest | None:
     """Hashes the file, its WAL or rollback journal, and the ``.env`` beside it that may set the zone.
 
     Returns:
-        None where one of them cannot be read; whoever takes the snapshot finds out why.
+        None where the file cannot be read; whoever takes the snapshot finds out why.
     """
     try:
         return _digest_companions(source, _hash_file(source))
@@ -82,9 +85,12 @@ def digest_files(source: Path) -> SourceDigest | None:
 
 def _digest_companions(source: Path, main: str) -> SourceDigest:
     parts = [main]
-    for companion in (_wal(source), _journal(source), source.with_name(".env")):
-        present = companion.is_file() and companion.stat().st_size > 0
-        parts.append(_hash_file(companion) if present else "-")
+    try:
+        for companion in (_wal(source), _journal(source), source.with_name(".env")):
+            present = companion.is_file() and companion.stat().st_size > 0
+            parts.append(_hash_file(companion) if present else "-")
+    except OSError:
+        return SourceDigest(main, None)
     return SourceDigest(main, hashlib.sha256(" ".join(parts).encode()).hexdigest())
 
 

@@ -125,13 +125,17 @@ def test_hot_journal_is_undone_on_the_copy_alone(source: Path, folder: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to meet a read-only folder")
-@pytest.mark.parametrize("leave", [leave_wal, leave_hot_journal, None])
+def leave_secret(source: Path) -> None:
+    source.with_name(".env").write_text("TOKEN=1")
+
+
+@pytest.mark.parametrize("leave", [leave_wal, leave_hot_journal, leave_secret, None])
 def test_folder_that_may_not_be_written(source: Path, folder: Path, leave: object) -> None:
     if callable(leave):
         leave(source)
     shutil.chown(folder, _UNPRIVILEGED, _UNPRIVILEGED)
     for place in (source.parent, *source.parent.iterdir()):
-        place.chmod(0o555 if place.is_dir() else 0o444)
+        place.chmod(0o555 if place.is_dir() else 0o000 if place.name == ".env" else 0o444)
     for place in folder.parents:
         if place != Path("/") and place.stat().st_uid == 0 and place != Path("/tmp"):
             place.chmod(place.stat().st_mode | 0o011)
