@@ -72,23 +72,15 @@ def _stack_options(*options: Callable[[Command], Command]) -> Callable[[Command]
     return stack
 
 
+def _seconds_option(name: str, default: float, help_text: str, *, least: float = 0) -> Callable[[Command], Command]:
+    return click.option(name, type=click.FloatRange(min=least), default=default, show_default=True, help=help_text)
+
+
 _client_option = click.option("--client", "ids", multiple=True, metavar="ID", help="A client; may be repeated.")
 _SHARED_OPTIONS = (
     click.option("--time-zone", help="The zone of moments without an offset, instead of the client's own."),
-    click.option(
-        "--connect-timeout",
-        type=click.FloatRange(min=0),
-        default=60.0,
-        show_default=True,
-        help="Seconds to wait for the server.",
-    ),
-    click.option(
-        "--source-timeout",
-        type=click.FloatRange(min=0),
-        default=30.0,
-        show_default=True,
-        help="Seconds to wait for a locked SQLite file.",
-    ),
+    _seconds_option("--connect-timeout", 60.0, "Seconds to wait for the server."),
+    _seconds_option("--source-timeout", 30.0, "Seconds to wait for a locked SQLite file."),
 )
 
 
@@ -151,13 +143,7 @@ def main(verbose: bool) -> None:
     help="Share of unfit values above which a new column gets a wider type.",
 )
 @click.option("--add-columns", is_flag=True, help="Add columns that an existing table lacks.")
-@click.option(
-    "--lock-timeout",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    help="Seconds to wait for another run on the same client.",
-)
+@_seconds_option("--lock-timeout", 10.0, "Seconds to wait for another run on the same client.")
 @click.option(
     "--accept-rejected",
     is_flag=True,
@@ -227,20 +213,10 @@ def report(ids: Sequence[str], everyone: bool, as_json: bool) -> None:
 
 _move_options = _stack_options(
     _client_option,
-    click.option(
-        "--healthy-within",
-        type=click.FloatRange(min=1),
-        default=60.0,
-        show_default=True,
-        help="Seconds within which a started bot must pass its health check.",
+    _seconds_option(
+        "--healthy-within", 60.0, "Seconds within which a started bot must pass its health check.", least=1
     ),
-    click.option(
-        "--settled-after",
-        type=click.FloatRange(min=0),
-        default=5.0,
-        show_default=True,
-        help="Seconds that a bot without a health check must run without a restart.",
-    ),
+    _seconds_option("--settled-after", 5.0, "Seconds that a bot without a health check must run without a restart."),
     *_SHARED_OPTIONS,
 )
 

@@ -12,7 +12,7 @@ import asyncpg
 import tenacity
 
 from migrator.clients import Client
-from migrator.errors import TransientError
+from migrator.errors import SnapshotError, TransientError
 from migrator.history import PastRun, describe_manner, read_last_run, read_mark, record_run, seal_run
 from migrator.keys import KeyViolation, add_defaults, add_foreign_key, add_indexes, add_keys, set_sequences
 from migrator.load import (
@@ -34,13 +34,14 @@ from migrator.run import (
     Run,
     Watch,
     begin_run,
+    check_copy,
     check_reports,
     open_target,
     prepare_run,
     report_run,
     write_rejected,
 )
-from migrator.snapshot import check_file, check_snapshot, digest_files, open_snapshot
+from migrator.snapshot import check_file, digest_files, open_snapshot
 from migrator.source import count_rows, read_source
 from migrator.stage import Settled, Staged, restrict_to_stage, settle_stages
 from migrator.target import TRANSIENT, Connection, Reference, log_retry, quote_name, read_target
@@ -162,10 +163,11 @@ async def _migrate_claimed(
     run.tables = ()
     try:
         rejected = await _migrate_copy(run, options, connection, folder, quarantine, manner)
+    except SnapshotError:
+        raise
     except Exception:
-        if run.snapshot is not None:
-            # Whatever was found in a damaged file, the damage is what a person must hear of.
-            await asyncio.to_thread(check_snapshot, run.snapshot)
+        # Whatever was found in a damaged file, the damage is what a person must hear of.
+        await check_copy(run)
         raise
     if not options.dry_run:
         # The rows are in; without the seal the next run only does more than it need.
@@ -379,7 +381,7 @@ class Migration:
     def _begin_check(self) -> None:
         """Lets threads look at every page, and import what the end needs, while the server is at work."""
         assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
-        self._meanwhile.append(asyncio.ensure_future(asyncio.to_thread(check_snapshot, self._run.snapshot)))
+        self._meanwhile.append(asyncio.ensure_future(check_copy(self._run)))
         if self._run.snapshot.size_bytes >= COLUMNAR_BYTES:
             self._meanwhile.append(asyncio.ensure_future(asyncio.to_thread(import_ahead, FINISHING)))
 

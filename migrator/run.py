@@ -94,6 +94,7 @@ class Run:
     log: Logger
     watch: "Watch"
     snapshot: Snapshot | None = None
+    checked: bool = False
     server_version: str | None = None
     source_digest: SourceDigest | None = None
     zone: Zone | None = None
@@ -210,8 +211,8 @@ async def prepare_run(run: Run, options: JobOptions, folder: Path, *, check: boo
     """
     if run.snapshot is None:
         run.snapshot = await _snapshot(run, options, folder)
-        if check:
-            await asyncio.to_thread(check_snapshot, run.snapshot)
+    if check:
+        await check_copy(run)
     snapshot = open_snapshot(run.snapshot.path)
     try:
         zone = options.zone or find_zone(snapshot, run.client.sqlite_path)
@@ -219,6 +220,17 @@ async def prepare_run(run: Run, options: JobOptions, folder: Path, *, check: boo
         snapshot.close()
     run.zone = zone
     return replace(options, load=replace(options.load, zone=zone.info))
+
+
+async def check_copy(run: Run) -> None:
+    """Looks at every page of the snapshot, if there is one and that was not done before.
+
+    Raises:
+        SnapshotError: it is damaged.
+    """
+    if run.snapshot is not None and not run.checked:
+        await asyncio.to_thread(check_snapshot, run.snapshot)
+        run.checked = True
 
 
 async def _snapshot(run: Run, options: JobOptions, folder: Path) -> Snapshot:

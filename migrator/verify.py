@@ -505,7 +505,7 @@ _RULES: dict[Kind, Callable[[Any], str]] = {
 # --- PostgreSQL's side ---------------------------------------------------------------------------
 
 # What a server must hash as this side does to be understood.
-_PROBE = "boolsend(true), '26 bytes: ключ и замок ✓'::text"
+_PROBE = "26 bytes: ключ и замок ✓"
 _SENT: dict[Kind, str] = {
     **dict.fromkeys(_INTEGERS, "int8send({}::int8)"),
     **dict.fromkeys(_FLOATS, "float8send({}::float8)"),
@@ -558,10 +558,11 @@ async def digest_target(connection: Connection, plan: TablePlan, restriction: st
     """
     where = f" WHERE {restriction}" if restriction else ""
     cells = ", ".join(_write_cell(column) for column in plan.columns)
+    probe = f"boolsend(true), {quote_literal(_PROBE)}::text"
     # Not fetchrow(): a server that is asked for so many rows and no more uses no parallel workers.
     (row,) = await connection.fetch(
         f"SELECT count(*) AS rows, coalesce(sum({_hash_cells(cells)}), 0)::text AS total,"
-        f" {_hash_cells(_PROBE)} AS probe FROM {plan.qualified} AS t{where}"
+        f" {_hash_cells(probe)} AS probe FROM {plan.qualified} AS t{where}"
     )
     if row["probe"] & _MASK != _hash_probe():
         raise TargetError(
@@ -596,7 +597,7 @@ def _hash_cells(cells: str) -> str:
 def _hash_probe() -> int:
     from migrator.row_hash import hash_rows, hash_texts, sum_hashes
 
-    cells = [hash_texts([cell]) for cell in (b"\1", "26 bytes: ключ и замок ✓".encode())]
+    cells = [hash_texts([cell]) for cell in (b"\1", _PROBE.encode())]
     return sum_hashes(hash_rows(cells, 1))
 
 
