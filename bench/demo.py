@@ -9,7 +9,8 @@ from pathlib import Path
 from bench.embedded import EmbeddedServer, write_secrets
 from bench.samples import write_fleet
 from migrator.errors import ExitCode
-from migrator.report import make_console, print_reports, read_latest
+from migrator.report import read_latest
+from migrator.terminal import make_console, print_reports
 
 SEED = 1
 ROWS = 3000

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -25,21 +25,21 @@ from migrator.metrics import publish_metrics
 from migrator.migration import migrate_client
 from migrator.pages import publish_fleet
 from migrator.plan import Orphans
-from migrator.progress import ProgressBars, ProgressEvents
+from migrator.progress import ProgressEvents
 from migrator.report import (
     Report,
     choose_exit_code,
     find_latest,
     list_latest,
-    make_console,
-    print_reports,
-    print_status,
     read_latest,
 )
 from migrator.retry import retry_client
 from migrator.run import JobOptions
 from migrator.settings import Settings, load_settings
 from migrator.zones import parse_zone
+
+if TYPE_CHECKING:
+    from migrator.terminal import ProgressBars
 
 Command = Callable[..., Any]
 
@@ -206,6 +206,8 @@ def report(ids: Sequence[str], everyone: bool, as_json: bool) -> None:
         for found in reports:
             click.echo(found.model_dump_json(indent=2))
     else:
+        from migrator.terminal import make_console, print_reports
+
         print_reports(reports, make_console(), tables=True)
         _print_notes(reports)
     sys.exit(choose_exit_code(found.exit_code for found in reports))
@@ -286,6 +288,8 @@ def purge_command(yes: bool, **arguments: Any) -> None:
 @_catch
 def status() -> None:
     """Show on which side each client is, its last run, its rows and its backup."""
+    from migrator.terminal import make_console, print_status
+
     settings = load_settings()
     clients = discover_clients(settings)
     print_status([describe_client(settings, c, find_latest(settings.reports_dir, c)) for c in clients], make_console())
@@ -363,6 +367,12 @@ def _make_options(settings: Settings, arguments: dict[str, Any]) -> JobOptions:
     )
 
 
+def _draw_bars(clients: int) -> "ProgressBars":
+    from migrator.terminal import ProgressBars, make_console
+
+    return ProgressBars(make_console(), clients)
+
+
 def _run_clients(
     clients: Sequence[Client],
     options: JobOptions,
@@ -371,9 +381,8 @@ def _run_clients(
     *,
     accept_rejected: bool = False,
 ) -> None:
-    console = make_console()
     chosen = min(jobs, len(clients)) if jobs else count_jobs(len(clients))
-    bars = ProgressBars(console, len(clients)) if console.is_terminal else None
+    bars = _draw_bars(len(clients)) if sys.stdout.isatty() else None
     with bars or nullcontext():
         if len(clients) > 1 or options.shared:
             result = run_fleet(clients, options, command, chosen, bars)
@@ -385,7 +394,7 @@ def _run_clients(
     code = choose_exit_code([*codes, *([ExitCode.FAILED] if result.remaining else [])])
     if accept_rejected and code is ExitCode.REJECTED_ROWS:
         code = ExitCode.OK
-    if console.is_terminal:
-        print_reports(result.reports, console)
+    if bars:
+        bars.print_reports(result.reports)
     get_logger().info("job_finished", clients=len(result.reports), exit_code=int(code))
     sys.exit(int(code))

@@ -4,7 +4,7 @@ It gives the same digest as the row-wise way in :mod:`migrator.verify`, or none 
 it makes its cells from the stored values by rules of its own, apart from the conversion.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from migrator.batches import READ_ERRORS, open_columns, read_columns
+from migrator.batches import READ_ERRORS, BatchFile, open_columns, read_columns
 from migrator.cells import IrregularError, hash_readings
 from migrator.datatypes import Kind
 from migrator.plan import TablePlan
@@ -29,25 +29,34 @@ from migrator.row_hash import (
 from migrator.source import quote_sqlite
 
 
-def sum_columns(snapshot_path: Path, plan: TablePlan) -> tuple[int, int] | None:
+def sum_columns(snapshot_path: Path, plan: TablePlan, kept: BatchFile | None = None) -> tuple[int, int] | None:
     """Adds up the hashes of all rows of a table.
+
+    Args:
+        snapshot_path: the snapshot.
+        plan: the table as it was carried out.
+        kept: all its batches as the load read them, if it kept them.
 
     Returns:
         The number of rows and the sum, or None where the row-wise way must do it.
     """
     if any(column.type.kind not in _HASHERS for column in plan.columns):
         return None
-    columns = ", ".join(quote_sqlite(column.source.name) for column in plan.columns)
     rows = total = 0
     try:
-        with open_columns(snapshot_path) as connection:
-            for batch in read_columns(connection, f"SELECT {columns} FROM {quote_sqlite(plan.table.name)}"):
-                cells = (_hash_column(batch.column(place), c.type.kind) for place, c in enumerate(plan.columns))
-                total += sum_hashes(hash_rows(cells, batch.num_rows))
-                rows += batch.num_rows
+        for batch in kept.read() if kept else _read_table(snapshot_path, plan):
+            cells = (_hash_column(batch.column(place), c.type.kind) for place, c in enumerate(plan.columns))
+            total += sum_hashes(hash_rows(cells, batch.num_rows))
+            rows += batch.num_rows
     except (IrregularError, *READ_ERRORS):
         return None
     return rows, total
+
+
+def _read_table(snapshot_path: Path, plan: TablePlan) -> Iterator[Any]:
+    columns = ", ".join(quote_sqlite(column.source.name) for column in plan.columns)
+    with open_columns(snapshot_path) as connection:
+        yield from read_columns(connection, f"SELECT {columns} FROM {quote_sqlite(plan.table.name)}")
 
 
 def _hash_column(values: Any, kind: Kind) -> Array:

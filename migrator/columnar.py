@@ -7,7 +7,7 @@ value; both ways give the same rows.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from migrator import batches
-from migrator.batches import READ_ERRORS, open_columns, read_columns
+from migrator.batches import READ_ERRORS, BatchFile, open_columns, read_columns
 from migrator.datatypes import DataType, Kind
-from migrator.plan import ColumnPlan, TablePlan
+from migrator.plan import ColumnPlan, TablePlan, list_classes
 from migrator.snapshot import open_snapshot
 from migrator.source import holds_only, identify_rows, quote_sqlite
 
@@ -66,29 +66,26 @@ def is_columnar(snapshot: sqlite3.Connection, plan: TablePlan, zone: tzinfo) -> 
     return holds_only(snapshot, plan.table, list_classes(plan.loaded))
 
 
-def list_classes(columns: Sequence[ColumnPlan]) -> dict[str, str]:
-    """Tells which storage class the columns of text, reals and blobs should hold."""
-    classes = {Kind.DOUBLE: "real", Kind.BYTEA: "blob", Kind.BIGINT: "", Kind.BOOLEAN: ""}
-    wanted = {column.source.name: classes.get(column.type.kind, "text") for column in columns}
-    return {name: storage for name, storage in wanted.items() if storage}
-
-
 def _has_form(column: ColumnPlan, zone: tzinfo) -> bool:
     if column.type.kind is Kind.TIMESTAMPTZ:
         return zone is UTC and column.type.scale is None
     return column.type.kind in _FORMS
 
 
-def encode_batches(snapshot: sqlite3.Connection, plan: TablePlan) -> Iterator[Encoded | Leftover]:
+def encode_batches(
+    snapshot: sqlite3.Connection, plan: TablePlan, kept: BatchFile | None = None
+) -> Iterator[Encoded | Leftover]:
     """Reads a table in the order of its rowids, as encoded batches and ranges for the careful way.
 
     Args:
         snapshot: names the file, which is opened anew.
         plan: a table for which :func:`is_columnar` holds.
+        kept: where its batches are kept for the digest.
     """
     path = snapshot.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
     after: int | None = None
-    for item in _read_ahead(_read_batches(path, plan)):
+    found = _read_batches(path, plan)
+    for item in _read_ahead(kept.keep(found) if kept else found):
         if isinstance(item, Leftover):
             after = item.last
             yield item

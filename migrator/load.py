@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -28,6 +29,7 @@ from migrator.translate import translate_expression
 from migrator.zones import Clock
 
 if TYPE_CHECKING:
+    from migrator.batches import BatchFile
     from migrator.columnar import Encoded
 
 # Errors that say something of a row; any other error is the server's, and ends the client's run.
@@ -58,6 +60,7 @@ class LoadOptions:
         orphans: what happens to rows whose foreign key points at no row.
         zone: the zone in which naive moments are read.
         columnar_above: from how many rows on a new table is loaded by columns; the result is the same.
+        scratch: a folder in which such a table's batches are kept for its digest; None where that reads SQLite.
     """
 
     zone: tzinfo = UTC
@@ -66,16 +69,18 @@ class LoadOptions:
     max_rejected: int | None = None
     orphans: Orphans = Orphans.KEEP
     columnar_above: int = 20_000
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What became of a table on its way: the plan as it was carried out, and the rows."""
+    """What became of a table on its way: the plan as carried out, its rows, and their batches if they were kept."""
 
     plan: TablePlan
     rows_read: int
     rows_copied: int
     notes: tuple[str, ...] = ()
+    kept: "BatchFile | None" = None
 
 
 class WidenError(Exception):
@@ -100,6 +105,7 @@ class _Tally:
     unfit: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    kept: "BatchFile | None" = None
 
 
 # What a large client needs and a small one may not: for the load, and after it.
@@ -168,7 +174,7 @@ async def load_fresh(
             raise
         else:
             await savepoint.commit()
-            return Loaded(plan, tally.read, tally.copied, (*notes, *tally.notes))
+            return Loaded(plan, tally.read, tally.copied, (*notes, *tally.notes), tally.kept)
 
 
 async def load_stage(
@@ -393,7 +399,7 @@ async def _convert_table(
 ) -> AsyncGenerator[Item, None]:
     """Reads and converts one batch ahead, in a thread, while the batch before it is copied."""
     converters = [Converter(c.name, c.type, not_null=c.not_null, zone=options.zone) for c in plan.loaded]
-    items = _list_batches(snapshot, plan, options, converters, numbers, columnar=columnar)
+    items = _list_batches(snapshot, plan, options, converters, numbers, tally, columnar=columnar)
     ahead = asyncio.ensure_future(asyncio.to_thread(next, items, None))
     try:
         while (found := await ahead) is not None:
@@ -413,16 +419,20 @@ def _list_batches(
     options: LoadOptions,
     converters: Sequence[Converter],
     numbers: Sequence[int] | None,
+    tally: _Tally,
     *,
     columnar: bool,
 ) -> Generator["Encoded | tuple[Batch, Converted]", None, None]:
     places = [column.place for column in plan.loaded]
     if columnar:
         # Arrow takes longer to import than a small client takes to migrate.
+        from migrator.batches import BatchFile
         from migrator.columnar import Encoded, encode_batches, is_columnar
 
         if is_columnar(snapshot, plan, options.zone):
-            for item in encode_batches(snapshot, plan):
+            if options.scratch and plan.loaded == plan.columns:
+                tally.kept = BatchFile(options.scratch)
+            for item in encode_batches(snapshot, plan, tally.kept):
                 if isinstance(item, Encoded):
                     yield item
                 else:

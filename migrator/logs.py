@@ -2,9 +2,27 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
-import structlog
+
+@contextmanager
+def _hide(name: str) -> Iterator[None]:
+    """Lets a module seem not to be installed, unless it is imported already."""
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
+
+
+# structlog imports rich, for coloured tracebacks, wherever it finds it; that takes longer than all else of structlog.
+with _hide("rich"):
+    import structlog
 
 Logger = Any
 

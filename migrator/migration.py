@@ -14,7 +14,15 @@ import tenacity
 from migrator.clients import Client
 from migrator.errors import SnapshotError, TransientError
 from migrator.history import PastRun, describe_manner, read_last_run, read_mark, record_run, seal_run
-from migrator.keys import KeyViolation, add_defaults, add_foreign_key, add_indexes, add_keys, set_sequences
+from migrator.keys import (
+    KeyViolation,
+    add_defaults,
+    add_foreign_key,
+    add_indexes,
+    add_keys,
+    allow_building,
+    set_sequences,
+)
 from migrator.load import (
     COLUMNAR_BYTES,
     FINISHING,
@@ -197,7 +205,7 @@ async def _migrate_locked(
 ) -> bool:
     transaction = connection.transaction()
     await transaction.start()
-    await connection.execute("SET LOCAL maintenance_work_mem = '256MB'")
+    await allow_building(connection)
     try:
         await quarantine.recall_mended(connection)
         job = Migration(run, options, connection, snapshot, quarantine)
@@ -354,7 +362,7 @@ class Migration:
             plain = drop_computed(loaded.plan, "PostgreSQL computes other values", notes)
             again = await self._load_fresh(plain)
             return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *notes, *again.notes))
-        self._begin_digest(loaded.plan)
+        self._begin_digest(loaded)
         try:
             await add_keys(self._connection, self._snapshot, loaded.plan, notes)
         except KeyViolation as violation:
@@ -366,17 +374,21 @@ class Migration:
         await savepoint.commit()
         return Loaded(loaded.plan, loaded.rows_read, loaded.rows_copied, (*loaded.notes, *notes))
 
-    def _begin_digest(self, plan: TablePlan) -> None:
+    def _begin_digest(self, loaded: Loaded) -> None:
         """Lets SQLite's side be hashed in a thread while the server builds keys and indexes.
 
         A table with rows in quarantine waits, since the quarantine is still written to.
         """
-        name = plan.table.name
+        name, kept = loaded.plan.table.name, loaded.kept
         assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
         if not any(self._quarantine.count(name, verdict) for verdict in Verdict):
+            path, zone = self._run.snapshot.path, self._options.load.zone
+            kept = kept if kept and kept.is_whole else None
             self._digests[name] = asyncio.ensure_future(
-                asyncio.to_thread(digest_source, self._run.snapshot.path, plan, self._options.load.zone, None)
+                asyncio.to_thread(digest_source, path, loaded.plan, zone, None, kept)
             )
+        elif kept:
+            kept.drop()
 
     def _begin_check(self) -> None:
         """Lets threads look at every page, and import what the end needs, while the server is at work."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from migrator.datatypes import BIGINT, TEXT, DataType, wish_type
+from migrator.datatypes import BIGINT, INTEGER_BITS, TEXT, DataType, Kind, wish_type
 from migrator.errors import TargetError
 from migrator.source import Column, ForeignKey, Source, Table
 from migrator.target import Target, TargetColumn, TargetTable, quote_name
@@ -96,6 +96,21 @@ class TablePlan:
     def translate_names(self) -> dict[str, tuple[str, DataType]]:
         """Maps lower-case source names to the target's names and types, for expressions."""
         return {c.source.name.lower(): (c.name, c.type) for c in self.columns if c.datatype}
+
+
+# In which storage class a type's values usually lie; None where any number will do.
+_STORAGES = {
+    **dict.fromkeys((*INTEGER_BITS, Kind.BOOLEAN), None),
+    Kind.REAL: "real",
+    Kind.DOUBLE: "real",
+    Kind.BYTEA: "blob",
+}
+
+
+def list_classes(columns: Sequence[ColumnPlan]) -> dict[str, str]:
+    """Tells which storage class the columns of text, reals and blobs should hold, to be read by columns."""
+    storages = {column.source.name: _STORAGES.get(column.type.kind, "text") for column in columns}
+    return {name: storage for name, storage in storages.items() if storage}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Progress: on a terminal a bar for each client with its table, rows, rate and time left; in logs an event."""
+"""Progress: in logs an event every few seconds, and from worker processes messages to the one that draws."""
 
 import io
 import threading
@@ -6,85 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
-from types import TracebackType
 from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from migrator.logs import get_logger
 from migrator.run import Watch
 
 _EVENT_SECONDS = 5.0
 _MESSAGE_SECONDS = 0.1
-
-
-class _RateColumn(ProgressColumn):
-    """Rows a second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} rows/s" if speed else "", style="progress.data.speed")
-
-
-class ProgressBars(Watch):
-    """Draws the bars while it is entered as a context; of several clients, also how many are done."""
-
-    def __init__(self, console: Console, clients: int = 1) -> None:
-        self.console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[table]}"),
-            _RateColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._fleet = self._progress.add_task("all", total=clients, table="clients") if clients > 1 else None
-
-    def __enter__(self) -> "ProgressBars":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def begin(self, client: str, table: str, rows: int) -> None:
-        """Starts a client's bar anew for its next table."""
-        name = f"rows of {table}"
-        if client not in self._tasks:
-            self._tasks[client] = self._progress.add_task(client, total=rows, table=name)
-        self._progress.reset(self._tasks[client], total=rows, table=name)
-
-    def advance(self, client: str, rows: int) -> None:
-        """Moves a client's bar on."""
-        self._progress.advance(self._tasks[client], rows)
-
-    def finish(self, client: str) -> None:
-        """Takes a client's bar away."""
-        if client in self._tasks:
-            self._progress.remove_task(self._tasks.pop(client))
-        if self._fleet is not None:
-            self._progress.advance(self._fleet, 1)
-
-    def tell(self, line: str) -> None:
-        """Writes a line of a worker's log above the bars."""
-        self.console.print(Text.from_ansi(line), soft_wrap=True)
 
 
 class ProgressEvents(Watch):

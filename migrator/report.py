@@ -1,16 +1,14 @@
-"""What a run has to say for itself: the accounting of every row, as values, JSON and a table."""
+"""What a run has to say for itself: the accounting of every row, as values and JSON."""
 
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from migrator.errors import ConfigurationError, ExitCode
 from migrator.owners import adopt
@@ -237,85 +235,3 @@ def list_latest(reports_dir: Path) -> tuple[tuple[Report, ...], tuple[tuple[str,
         except ConfigurationError as error:
             unreadable.append((path.parent.name, str(error)))
     return tuple(reports), tuple(unreadable)
-
-
-def print_status(clients: Sequence[dict[str, Any]], console: Console) -> None:
-    """Prints one line for each client: where it is, its last run, its rows, its backup."""
-    shown = RichTable(show_edge=False, pad_edge=False, header_style="bold")
-    for name in ("client", "bot on", "last run", "rows", "rejected", "verified", "backup", "open journal"):
-        shown.add_column(name, no_wrap=True, justify="right" if name in ("rows", "rejected") else "left")
-    for found in clients:
-        shown.add_row(
-            found["client"],
-            found["side"],
-            found["last_run"],
-            f"{found['rows']:,}",
-            f"{found['rejected']:,}",
-            _tick(found["verified"]),
-            found["backup"] or "-",
-            found["journal"] or "-",
-        )
-    console.print(shown)
-
-
-def make_console() -> Console:
-    """Makes the console for tables; one that is no terminal is wide, so that nothing is cut."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160, soft_wrap=True)
-
-
-def print_reports(reports: Sequence[Report], console: Console, *, tables: bool = False) -> None:
-    """Prints reports as a table that a person can read.
-
-    Args:
-        reports: one for each client.
-        console: where to.
-        tables: a line for each table, besides the one for each client.
-    """
-    shown = RichTable(show_edge=False, pad_edge=False, header_style="bold")
-    for name in ("client", "table") if tables else ("client",):
-        shown.add_column(name, no_wrap=True)
-    for name in ("read", "inserted", "present", "conflicting", "rejected", "seconds"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("verified", no_wrap=True)
-    shown.add_column("status", no_wrap=True)
-    for report in reports:
-        if tables:
-            for table in report.tables:
-                shown.add_row(
-                    report.client,
-                    table.name,
-                    *_list_cells(table, table.duration_seconds),
-                    _tick(table.verified),
-                    "",
-                )
-        totals = report.totals
-        cells = _list_cells(totals, report.duration_seconds)
-        first = (report.client, "total") if tables else (report.client,)
-        shown.add_row(
-            *first,
-            *cells,
-            _tick(totals.verified),
-            report.status,
-            style="bold" if tables else None,
-            end_section=tables,
-        )
-    console.print(shown)
-    for report in reports:
-        if report.error:
-            console.print(f"{report.client}: {report.error}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _list_cells(counts: Counts, seconds: float) -> list[str]:
-    numbers = (
-        counts.rows_read,
-        counts.rows_inserted,
-        counts.rows_already_present,
-        counts.rows_conflicting,
-        counts.rows_rejected,
-    )
-    return [f"{number:,}" for number in numbers] + [f"{seconds:.2f}"]
-
-
-def _tick(verified: bool) -> str:
-    return "yes" if verified else "no"

@@ -41,7 +41,7 @@ class JobOptions:
 
     Attributes:
         load: how rows are loaded.
-        work_dir: where snapshots lie while a job runs; as large as the largest client's file.
+        work_dir: where snapshots lie while a job runs; twice as large as the largest client's file.
         reports_dir: where reports go.
         dry_run: everything is done and checked, and then rolled back.
         add_columns: columns that an existing table lacks are added.
@@ -219,7 +219,7 @@ async def prepare_run(run: Run, options: JobOptions, folder: Path, *, check: boo
     finally:
         snapshot.close()
     run.zone = zone
-    return replace(options, load=replace(options.load, zone=zone.info))
+    return replace(options, load=replace(options.load, zone=zone.info, scratch=folder))
 
 
 async def check_copy(run: Run) -> None:

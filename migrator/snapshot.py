@@ -14,8 +14,9 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from migrator.clients import explain_owner
@@ -264,12 +265,13 @@ def _copy_locked(source: Path, path: Path, lock_timeout: float) -> SourceDigest 
         connection.close()
 
 
-def _copy_bytes(original: BinaryIO, copy: BinaryIO) -> str:
+def _copy_bytes(original: BufferedReader, copy: BufferedWriter) -> str:
     """Copies a file and gives its SHA-256."""
     digest = hashlib.sha256()
-    while chunk := original.read(COPY_BYTES):
-        digest.update(chunk)
-        copy.write(chunk)
+    chunk = memoryview(bytearray(COPY_BYTES))
+    while size := original.readinto(chunk):
+        digest.update(chunk[:size])
+        copy.write(chunk[:size])
     return digest.hexdigest()
 
 

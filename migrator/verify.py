@@ -20,14 +20,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from migrator.datatypes import TEXT_KINDS, DataType, Kind
 from migrator.errors import TargetError
-from migrator.plan import ColumnPlan, TablePlan
-from migrator.source import SqliteValue, holds_only, identify_rows, quote_sqlite
+from migrator.plan import ColumnPlan, TablePlan, list_classes
+from migrator.source import SqliteValue, count_rows, holds_only, identify_rows, quote_sqlite
 from migrator.target import Connection, quote_literal, quote_name
+
+if TYPE_CHECKING:
+    from migrator.batches import BatchFile
 
 _FETCH = 10_000
 # From how many rows on a table is hashed by columns; the digest is the same.
@@ -85,7 +88,13 @@ class Change:
 # --- SQLite's side -------------------------------------------------------------------------------
 
 
-def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine_path: Path | None) -> Digest:
+def digest_source(
+    snapshot_path: Path,
+    plan: TablePlan,
+    zone: tzinfo,
+    quarantine_path: Path | None,
+    kept: "BatchFile | None" = None,
+) -> Digest:
     """Computes a table's digest from the snapshot, without the rows that are in quarantine.
 
     Args:
@@ -93,6 +102,7 @@ def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine
         plan: the table as it was carried out.
         zone: the zone of naive moments.
         quarantine_path: the scratch file of :class:`migrator.quarantine.Quarantine`.
+        kept: all batches of the table as the load read them, if it kept them.
     """
     from migrator.cells import hash_canonical
     from migrator.row_hash import hash_rows, sum_hashes
@@ -103,7 +113,8 @@ def digest_source(snapshot_path: Path, plan: TablePlan, zone: tzinfo, quarantine
             # Arrow takes longer to import than a small table takes to hash.
             from migrator.column_digest import sum_columns
 
-            if (found := sum_columns(snapshot_path, plan)) is not None:
+            found = sum_columns(snapshot_path, plan, kept)
+            if found is not None and found[0] == count_rows(connection, plan.table):
                 return _make_digest(*found)
         canonical = _prepare_source(connection, plan, zone, with_quarantine=quarantine_path is not None)
         cursor = connection.execute(f"SELECT {', '.join(canonical.values)}{canonical.rows}")
@@ -127,12 +138,9 @@ def _suits_columns(connection: sqlite3.Connection, plan: TablePlan, zone: tzinfo
         kept = "SELECT 1 FROM quarantine.entries WHERE table_name = ? LIMIT 1"
         if connection.execute(kept, (plan.table.name,)).fetchone():
             return False
-    rows = connection.execute(f"SELECT count(*) FROM {quote_sqlite(plan.table.name)}").fetchone()[0]
-    if int(rows) < COLUMNS_FROM:
+    if count_rows(connection, plan.table) < COLUMNS_FROM:
         return False
-    texts = {c.source.name: "text" for c in plan.columns if c.type.kind not in (*_INTEGERS, *_FLOATS, Kind.BOOLEAN)}
-    reals = {c.source.name: "real" for c in plan.columns if c.type.kind in _FLOATS}
-    return holds_only(connection, plan.table, texts | reals)
+    return holds_only(connection, plan.table, list_classes(plan.columns))
 
 
 def _hash(text: str) -> "hashlib._Hash":

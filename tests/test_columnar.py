@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from migrator import batches
+from migrator import batches, verify
+from migrator.batches import BatchFile
 from migrator.column_digest import sum_columns
 from migrator.columnar import Encoded, Leftover, encode_batches, is_columnar
 from migrator.plan import TablePlan, make_plan
@@ -81,6 +82,79 @@ def test_digest_by_columns_gives_up_on_irregular_values(tmp_path: Path) -> None:
     )
     connection.close()
     assert sum_columns(tmp_path / "t.db", plan) is None
+
+
+KEPT = (
+    "CREATE TABLE t (id INTEGER PRIMARY KEY, at TIMESTAMP, day DATE, hour TIME, name TEXT, price REAL, open BOOLEAN);"
+    "INSERT INTO t (at, day, hour, name, price, open) VALUES"
+    " ('2024-01-01 10:00:00', '2024-02-29', '09:30', 'Ключ', 0.1, 1), (NULL, NULL, NULL, NULL, NULL, NULL);"
+    + "INSERT INTO t SELECT NULL, at, day, hour, name, price, open FROM t;"
+    * 5
+)
+
+
+def keep_batches(folder: Path, script: str) -> tuple[BatchFile, TablePlan]:
+    """Encodes a table while its batches are kept."""
+    connection, plan = prepare(folder / "t.db", script)
+    kept = BatchFile(folder)
+    list(encode_batches(connection, plan, kept))
+    return kept, plan
+
+
+def test_kept_batches_give_the_digest_that_sqlite_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "BATCH_ROWS", 10)
+    kept, plan = keep_batches(tmp_path, KEPT)
+    expected = sum_columns(tmp_path / "t.db", plan)
+    assert expected is not None and expected[0] == 64
+    assert kept.is_whole and kept.path.exists()
+    assert sum_columns(tmp_path / "nowhere.db", plan, kept) == expected
+    assert not kept.path.exists()
+
+
+def test_full_disk_ends_the_keeping_and_not_the_load(tmp_path: Path) -> None:
+    connection, plan = prepare(tmp_path / "t.db", KEPT)
+    kept = BatchFile(tmp_path)
+    kept.path.unlink()
+    kept.path.symlink_to("/dev/full")
+    assert [type(item) for item in encode_batches(connection, plan, kept)] == [Encoded]
+    assert not kept.is_whole and not kept.path.is_symlink()
+
+
+def test_batches_are_not_kept_of_a_table_that_was_not_read_by_columns_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "BATCH_ROWS", 10)
+    odd = "UPDATE t SET price = 'odd' WHERE id = 40;"
+    kept, _ = keep_batches(tmp_path, KEPT + odd)
+    assert not kept.is_whole and not kept.path.exists()
+
+
+def test_digest_does_not_trust_kept_batches_that_lack_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "COLUMNS_FROM", 1)
+    kept, plan = keep_batches(tmp_path, KEPT)
+    with sqlite3.connect(tmp_path / "t.db") as connection:
+        connection.execute("INSERT INTO t (name) VALUES ('late')")
+    connection.close()
+    digest = verify.digest_source(tmp_path / "t.db", plan, UTC, None, kept)
+    assert digest == verify.digest_source(tmp_path / "t.db", plan, UTC, None)
+    assert digest.rows == 65
+
+
+def test_large_tables_are_migrated_from_kept_batches(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bool] = []
+    original = BatchFile.read
+
+    def watch(self: BatchFile) -> Any:
+        read.append(self.is_whole)
+        return original(self)
+
+    monkeypatch.setattr(BatchFile, "read", watch)
+    monkeypatch.setattr(verify, "COLUMNS_FROM", 1)
+    lab.set_load(columnar_above=1)
+    lab.fill(f"{KEPT} ALTER TABLE t ADD COLUMN photo BLOB; UPDATE t SET photo = x'00ff';")
+    report = lab.migrate()
+    assert (report.status, report.totals.rows_inserted, report.totals.verified) == ("ok", 64, True)
+    assert read == [True]
 
 
 def test_large_table_with_dirt_in_the_middle(lab: Lab) -> None:
