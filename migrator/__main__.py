@@ -14,6 +14,8 @@ def run() -> None:
     """
     # Rows are tuples without cycles: to look for some after every few hundred of them is time lost.
     gc.set_threshold(50_000, 20, 50)
+    # NumPy would start a thread for matrices, of which there are none, and let it spin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         main()
     except SystemExit as end:

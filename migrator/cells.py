@@ -119,7 +119,7 @@ def hash_readings(kind: Kind, characters: Array, lengths: Array, present: Array)
     read, allowed, width = _READERS[kind]
     hashes = np.zeros(len(lengths), np.uint64)
     starts = np.cumsum(lengths) - lengths
-    for length in np.unique(lengths[present]).tolist():
+    for length in _list_different(lengths[present]):
         if length not in allowed:
             raise IrregularError
         chosen = present & (lengths == length)
@@ -209,19 +209,31 @@ _READERS: dict[Kind, tuple[Callable[[Array], Array], frozenset[int], type[Any]]]
 
 
 def _read_number(digits: Array) -> Array:
+    values = digits - np.uint8(_ZERO)
+    if values.max(initial=0) > 9:
+        raise IrregularError
+    if len(values) % 2:
+        values = np.concatenate([np.zeros_like(values[:1]), values])
+    # Two digits fit into a byte, of which a processor takes many at a time.
+    pairs = values[::2] * np.uint8(10) + values[1::2]
     number = np.zeros(digits.shape[1], np.int64)
-    for row in digits:
-        digit = row - np.uint8(_ZERO)
-        if digit.max(initial=0) > 9:
-            raise IrregularError
-        number *= 10
-        number += digit
+    for place, pair in enumerate(pairs):
+        if place:
+            number *= 100
+        number += pair
     return number
 
 
 def _expect(characters: Array, wanted: int) -> None:
     if (characters != wanted).any():
         raise IrregularError
+
+
+def _list_different(lengths: Array) -> list[int]:
+    first, last = int(lengths.min(initial=1 << 31)), int(lengths.max(initial=0))
+    # Mostly there is only one, which need not be searched for.
+    found: list[int] = [first] if first == last else np.unique(lengths).tolist()
+    return found
 
 
 def _stand(text: bytes) -> Array:

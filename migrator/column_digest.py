@@ -75,17 +75,17 @@ def _find_present(values: Any) -> Array:
 
 def _hash_integers(values: Any, _: Kind) -> Array:
     _expect(values, pa.int64())
-    return hash_numbers(pc.fill_null(values, 0).to_numpy())
+    return hash_numbers(_fill(values, 0).to_numpy())
 
 
 def _hash_doubles(values: Any, _: Kind) -> Array:
     _expect(values, pa.float64())
-    return hash_numbers(pc.fill_null(values, 0.0).to_numpy().view(np.int64))
+    return hash_numbers(_fill(values, 0.0).to_numpy().view(np.int64))
 
 
 def _hash_booleans(values: Any, _: Kind) -> Array:
     _expect(values, pa.int64())
-    numbers = pc.fill_null(values, 0).to_numpy()
+    numbers = _fill(values, 0).to_numpy()
     if ((numbers != 0) & (numbers != 1)).any():
         raise IrregularError
     return hash_numbers(numbers.astype(np.uint8))
@@ -93,7 +93,7 @@ def _hash_booleans(values: Any, _: Kind) -> Array:
 
 def _hash_texts(values: Any, _: Kind) -> Array:
     _expect(values, pa.string())
-    texts = pc.fill_null(values, "")
+    texts = _fill(values, "")
     lengths = pc.binary_length(texts).to_numpy().astype(np.int64)
     longest = int(lengths.max())
     if longest > LONGEST:
@@ -106,17 +106,21 @@ def _hash_texts(values: Any, _: Kind) -> Array:
 
 def _hash_blobs(values: Any, _: Kind) -> Array:
     _expect(values, pa.binary())
-    return hash_texts(pc.fill_null(values, b"").to_pylist())
+    return hash_texts(_fill(values, b"").to_pylist())
 
 
 def _hash_readings(values: Any, kind: Kind) -> Array:
     _expect(values, pa.string())
     present = _find_present(values)
-    texts = pc.fill_null(values, "")
+    texts = _fill(values, "")
     lengths = pc.binary_length(texts).to_numpy().astype(np.int64)
     first = int(np.frombuffer(texts.buffers()[1], np.int32)[texts.offset])
     characters = np.frombuffer(texts.buffers()[2], np.uint8)[first : first + int(lengths.sum())]
     return hash_readings(kind, characters, lengths, present)
+
+
+def _fill(values: Any, value: object) -> Any:
+    return pc.fill_null(values, value) if values.null_count else values
 
 
 def _expect(values: Any, wanted: Any) -> None:

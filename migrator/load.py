@@ -108,14 +108,9 @@ class _Tally:
     kept: "BatchFile | None" = None
 
 
-# What a large client needs and a small one may not: for the load, and after it.
-LOADING = ("migrator.columnar", "migrator.column_digest")
-FINISHING = ("jinja2",)
-
-
-def import_ahead(names: Sequence[str]) -> None:
-    """Imports modules ahead of their use, while SQLite or the server is at work."""
-    for name in names:
+def import_ahead() -> None:
+    """Imports what a large client needs and a small one may not, while its snapshot is taken."""
+    for name in ("migrator.columnar", "migrator.column_digest"):
         importlib.import_module(name)
 
 

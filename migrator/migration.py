@@ -25,15 +25,14 @@ from migrator.keys import (
 )
 from migrator.load import (
     COLUMNAR_BYTES,
-    FINISHING,
     Loaded,
     create_table,
     decide_types,
     drop_computed,
-    import_ahead,
     load_fresh,
     load_stage,
 )
+from migrator.pages import prepare_pages
 from migrator.plan import Orphans, Plan, TablePlan, make_plan, resolve_parent
 from migrator.quarantine import Quarantine, Verdict
 from migrator.report import Report, TableReport
@@ -391,11 +390,11 @@ class Migration:
             kept.drop()
 
     def _begin_check(self) -> None:
-        """Lets threads look at every page, and import what the end needs, while the server is at work."""
+        """Lets threads look at every page, and prepare the report, while the server is at work."""
         assert self._run.snapshot is not None  # noqa: S101 - set before the transaction begins
         self._meanwhile.append(asyncio.ensure_future(check_copy(self._run)))
         if self._run.snapshot.size_bytes >= COLUMNAR_BYTES:
-            self._meanwhile.append(asyncio.ensure_future(asyncio.to_thread(import_ahead, FINISHING)))
+            self._meanwhile.append(asyncio.ensure_future(asyncio.to_thread(prepare_pages)))
 
     async def _computes_alike(self, plan: TablePlan) -> bool:
         if not any(column.computed for column in plan.columns):

@@ -223,6 +223,12 @@ def _sum_counts(reports: Sequence[Report]) -> Counts:
     return Counts(**{name: sum(getattr(total, name) for total in totals) for name in Counts.model_fields})
 
 
+def prepare_pages() -> None:
+    """Reads the templates ahead of their use, while the server is at work."""
+    for name in ("report.html", "index.html"):
+        _open_templates().get_template(name)
+
+
 @cache
 def _open_templates() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -23,7 +23,7 @@ from migrator.errors import (
     TransientError,
     VerificationError,
 )
-from migrator.load import COLUMNAR_BYTES, LOADING, LoadOptions, import_ahead
+from migrator.load import COLUMNAR_BYTES, LoadOptions, import_ahead
 from migrator.logs import Logger, get_logger
 from migrator.pages import publish_report
 from migrator.quarantine import Quarantine
@@ -245,7 +245,7 @@ async def _snapshot(run: Run, options: JobOptions, folder: Path) -> Snapshot:
     path = run.client.sqlite_path
     if path.exists() and path.stat().st_size >= COLUMNAR_BYTES:
         # SQLite copies without the interpreter's lock, which leaves time to import what a large client needs.
-        snapshot, _ = await asyncio.gather(taking, asyncio.to_thread(import_ahead, LOADING))
+        snapshot, _ = await asyncio.gather(taking, asyncio.to_thread(import_ahead))
     else:
         snapshot = await taking
     run.log.info(

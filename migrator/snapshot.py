@@ -9,6 +9,7 @@ https://www.sqlite.org/wal.html#read_only_databases and https://www.sqlite.org/a
 
 import errno
 import hashlib
+import os
 import shutil
 import sqlite3
 import time
@@ -30,7 +31,7 @@ CANNOT_OPEN_READ_ONLY = ("SQLITE_READONLY", "SQLITE_CANTOPEN")
 LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
 DISK_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 STABLE_COPY_ATTEMPTS = 5
-COPY_BYTES = 4 << 20
+COPY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +269,8 @@ def _copy_locked(source: Path, path: Path, lock_timeout: float) -> SourceDigest 
 def _copy_bytes(original: BufferedReader, copy: BufferedWriter) -> str:
     """Copies a file and gives its SHA-256."""
     digest = hashlib.sha256()
-    chunk = memoryview(bytearray(COPY_BYTES))
+    size = os.fstat(original.fileno()).st_size
+    chunk = memoryview(bytearray(max(1, min(size, COPY_BYTES))))
     while size := original.readinto(chunk):
         digest.update(chunk[:size])
         copy.write(chunk[:size])
