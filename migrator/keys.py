@@ -41,18 +41,22 @@ class _Part:
     plain: bool
 
 
-async def allow_building(connection: Connection) -> None:
+async def allow_building(connection: Connection, *, spared: int) -> None:
     """Gives the transaction memory for building indexes, and no more processes than there are processors.
+
+    Args:
+        connection: within the client's transaction.
+        spared: how many processors have other work meanwhile, such as hashing SQLite's rows.
 
     The server mostly shares this machine. Its default is two workers beside the leader
     (https://www.postgresql.org/docs/16/runtime-config-resource.html#GUC-MAX-PARALLEL-MAINTENANCE-WORKERS);
     where two processors have three processes to run, an index takes a third longer than with two.
     """
+    workers = max(0, len(os.sched_getaffinity(0)) - 1 - spared)
     await connection.execute("SET LOCAL maintenance_work_mem = '256MB'")
-    name = "max_parallel_maintenance_workers"
-    workers = len(os.sched_getaffinity(0)) - 1
     await connection.execute(
-        f"SELECT set_config('{name}', least(current_setting('{name}')::int, {workers})::text, true)"
+        f"SELECT set_config(name, least(reset_val::int, {workers})::text, true) FROM pg_settings"
+        " WHERE name = 'max_parallel_maintenance_workers'"
     )
 
 

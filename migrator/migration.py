@@ -204,7 +204,7 @@ async def _migrate_locked(
 ) -> bool:
     transaction = connection.transaction()
     await transaction.start()
-    await allow_building(connection)
+    await allow_building(connection, spared=0)
     try:
         await quarantine.recall_mended(connection)
         job = Migration(run, options, connection, snapshot, quarantine)
@@ -362,6 +362,8 @@ class Migration:
             again = await self._load_fresh(plain)
             return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *notes, *again.notes))
         self._begin_digest(loaded)
+        if loaded.kept:
+            await allow_building(self._connection, spared=1)
         try:
             await add_keys(self._connection, self._snapshot, loaded.plan, notes)
         except KeyViolation as violation:
@@ -370,6 +372,8 @@ class Migration:
             self._run.log.info("table_restaged", table=table.name, reason=str(violation))
             again = await self._load_fresh_by_stage(loaded.plan)
             return Loaded(again.plan, again.rows_read, again.rows_copied, (*loaded.notes, *again.notes))
+        if loaded.kept:
+            await allow_building(self._connection, spared=0)
         await savepoint.commit()
         return Loaded(loaded.plan, loaded.rows_read, loaded.rows_copied, (*loaded.notes, *notes))
 
