@@ -6,6 +6,7 @@ table that exists already, a key that the rows break) goes through :mod:`migrato
 
 import asyncio
 import importlib
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
@@ -46,6 +47,8 @@ Item: TypeAlias = "Encoded | tuple[Batch, Converted]"
 
 # A file smaller than this has no table that is large enough to be loaded by columns.
 COLUMNAR_BYTES = 1 << 20
+# How many times a file's size must be free on the disk for its batches to be kept there.
+ROOM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,16 +399,20 @@ async def _convert_table(
     converters = [Converter(c.name, c.type, not_null=c.not_null, zone=options.zone) for c in plan.loaded]
     items = _list_batches(snapshot, plan, options, converters, numbers, tally, columnar=columnar)
     ahead = asyncio.ensure_future(asyncio.to_thread(next, items, None))
+    ended = False
     try:
         while (found := await ahead) is not None:
             ahead = asyncio.ensure_future(asyncio.to_thread(next, items, None))
             yield found
         tally.notes += _note_clock_changes(plan, converters, options)
+        ended = True
     finally:
         # The thread uses the snapshot until it ends, so it is waited for whatever happened here.
         with suppress(Exception):
             await asyncio.shield(ahead)
         items.close()
+        if tally.kept and not ended:
+            tally.kept.drop()
 
 
 def _list_batches(
@@ -425,7 +432,7 @@ def _list_batches(
         from migrator.columnar import Encoded, encode_batches, is_columnar
 
         if is_columnar(snapshot, plan, options.zone):
-            if options.scratch and plan.loaded == plan.columns:
+            if options.scratch and plan.loaded == plan.columns and _has_room(options.scratch, snapshot):
                 tally.kept = BatchFile(options.scratch)
             for item in encode_batches(snapshot, plan, tally.kept):
                 if isinstance(item, Encoded):
@@ -441,6 +448,12 @@ def _list_batches(
     )
     for batch in batches:
         yield batch, convert_batch(batch, converters, places)
+
+
+def _has_room(folder: Path, snapshot: sqlite3.Connection) -> bool:
+    """Whether batches may lie beside the snapshot, with room left for what other clients need there."""
+    size = snapshot.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
+    return shutil.disk_usage(folder).free > ROOM * int(size)
 
 
 def _note_clock_changes(plan: TablePlan, converters: Sequence[Converter], options: LoadOptions) -> list[str]:

@@ -157,6 +157,45 @@ def test_large_tables_are_migrated_from_kept_batches(lab: Lab, monkeypatch: pyte
     assert read == [True]
 
 
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_batches_are_kept_only_where_there_is_room_for_other_clients(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    kept: list[Path] = []
+    original = BatchFile.__init__
+
+    def watch(self: BatchFile, folder: Path) -> None:
+        kept.append(folder)
+        original(self, folder)
+
+    monkeypatch.setattr(BatchFile, "__init__", watch)
+    monkeypatch.setattr("migrator.load.shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
+    lab.set_load(columnar_above=1)
+    lab.fill(KEPT)
+    report = lab.migrate()
+    assert (report.status, report.totals.rows_inserted, report.totals.verified) == ("ok", 64, True)
+    assert bool(kept) == bool(free)
+
+
+def test_batches_of_a_table_that_begins_again_are_dropped(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[int] = []
+    original = BatchFile.__init__
+
+    def watch(self: BatchFile, folder: Path) -> None:
+        files.append(len(list(folder.glob("*.arrow"))))
+        original(self, folder)
+
+    monkeypatch.setattr(BatchFile, "__init__", watch)
+    lab.set_load(columnar_above=1)
+    lab.fill(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, day DATE)",
+        ("INSERT INTO t (day) VALUES (?)", [(f"{n}th",) for n in range(30)]),
+    )
+    report = lab.migrate()
+    assert (report.status, report.totals.rows_inserted, report.totals.verified) == ("ok", 30, True)
+    assert files == [0, 0]
+
+
 def test_large_table_with_dirt_in_the_middle(lab: Lab) -> None:
     rows = [
         (n, f"2024-01-{n % 28 + 1:02d}", "09:30", f"2024-01-01 00:00:{n % 60:02d}", n / 7) for n in range(1, 120_000)
