@@ -432,7 +432,9 @@ def _list_batches(
         from migrator.columnar import Encoded, encode_batches, is_columnar
 
         if is_columnar(snapshot, plan, options.zone):
-            if options.scratch and plan.loaded == plan.columns and _has_room(options.scratch, snapshot):
+            # The digest goes by columns in UTC alone, and needs generated columns, which the load leaves out.
+            digested = options.zone is UTC and plan.loaded == plan.columns
+            if digested and options.scratch and _has_room(options.scratch, snapshot):
                 tally.kept = BatchFile(options.scratch)
             for item in encode_batches(snapshot, plan, tally.kept):
                 if isinstance(item, Encoded):

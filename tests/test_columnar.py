@@ -14,6 +14,7 @@ from migrator.columnar import Encoded, Leftover, encode_batches, is_columnar
 from migrator.plan import TablePlan, make_plan
 from migrator.source import read_source
 from migrator.target import Target
+from migrator.zones import parse_zone
 from tests.conftest import Lab
 
 EMPTY = Target("public", "16", 160000, {})
@@ -175,6 +176,19 @@ def test_batches_are_kept_only_where_there_is_room_for_other_clients(
     report = lab.migrate()
     assert (report.status, report.totals.rows_inserted, report.totals.verified) == ("ok", 64, True)
     assert bool(kept) == bool(free)
+
+
+def test_batches_are_not_kept_where_the_digest_does_not_go_by_columns(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("batches that nobody reads")
+
+    monkeypatch.setattr(BatchFile, "__init__", refuse)
+    lab.set_load(columnar_above=1)
+    lab.fill(KEPT.replace("at TIMESTAMP", "at TEXT"))
+    report = lab.migrate(zone=parse_zone("Europe/Moscow", "here"))
+    assert (report.error, report.totals.rows_inserted, report.totals.verified) == (None, 64, True)
 
 
 def test_batches_of_a_table_that_begins_again_are_dropped(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
